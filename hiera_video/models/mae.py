@@ -1,0 +1,220 @@
+"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A; layout and quirks of the released weights).
+
+The encoder sees only the visible mask units. Its stages are fused at the final resolution, a plain transformer decoder
+fills in the hidden patches, and the loss is the squared error of their pixels, normalised patch by patch.
+
+Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit, N = U * S patches,
+H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder width.
+"""
+
+import math
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.models import tokens
+from hiera_video.models.hiera import NORM_EPS, Block, Trunk
+
+PIXEL_EPS = 1e-6
+
+
+class MAEOutput(NamedTuple):
+    loss: Tensor  # mean squared error over all hidden patches
+    pred: Tensor  # [B * H, P], rows: sample, then (t, h, w) of the patch
+    target: Tensor  # [B * H, P], normalised pixels
+    keep: Tensor  # bool [B, U], True = visible; units row-major (t, h, w)
+
+
+def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
+    """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64 [B, V]."""
+    count = int(noise.shape[1] * (1 - mask_ratio))
+    if count < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible")
+    return noise.argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+class FusionHead(nn.Module):
+    """Brings a stage to the final resolution of a unit: a convolution with kernel = stride, run as one linear layer.
+
+    The tokens that one kernel covers are the outermost digits of the unit-major order, so no spatial order is needed.
+    Parameters keep the shape of the convolution.
+    """
+
+    def __init__(self, dim: int, dim_out: int, *, stride: Sequence[int], pools: int):
+        super().__init__()
+        kernel = tuple(s**pools for s in stride)
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)](dim, dim_out, kernel, kernel)
+        self.weight, self.bias = conv.weight, conv.bias
+        # Kernel positions in the order of the tokens: the kernel is itself a unit that is pooled to one token.
+        order = tokens.unit_index(kernel, kernel, stride, pools)[0]
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, V, L, C] -> [B, V, S, C_out]"""
+        weight = self.weight.flatten(2)[:, :, self.order]  # [C_out, C, K]
+        x = x.unflatten(2, (len(self.order), -1)).transpose(2, 3).flatten(3)  # [B, V, S, K * C]
+        return nn.functional.linear(x, weight.transpose(1, 2).flatten(1), self.bias)
+
+
+class MaskedAutoencoder(Trunk):
+    """Hiera encoder with `q_pool` = 2 (4 tokens of a unit are left), multi-scale fusion and a transformer decoder.
+
+    `decoder_num_heads`: the released code says 16, the paper's Table 11 says 8 for video; shapes do not tell.
+    """
+
+    def __init__(
+        self,
+        input_size: Sequence[int] = (224, 224),
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        num_classes: int = 0,  # accepted for the official signature; a masked autoencoder has no classes
+        stages: Sequence[int] = (2, 3, 16, 3),
+        q_pool: int = 2,
+        q_stride: Sequence[int] = (2, 2),
+        mask_unit_size: Sequence[int] = (8, 8),
+        mask_unit_attn: Sequence[bool] = (True, True, False, False),
+        dim_mul: float = 2.0,
+        head_mul: float = 2.0,
+        patch_kernel: Sequence[int] = (7, 7),
+        patch_stride: Sequence[int] = (4, 4),
+        patch_padding: Sequence[int] = (3, 3),
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        sep_pos_embed: bool = False,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+    ):
+        super().__init__(
+            input_size=input_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            stages=stages,
+            q_pool=q_pool,
+            q_stride=q_stride,
+            mask_unit_size=mask_unit_size,
+            mask_unit_attn=mask_unit_attn,
+            dim_mul=dim_mul,
+            head_mul=head_mul,
+            patch_kernel=patch_kernel,
+            patch_stride=patch_stride,
+            patch_padding=patch_padding,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            sep_pos_embed=sep_pos_embed,
+        )
+        if decoder_embed_dim % decoder_num_heads:
+            raise ValueError(f"decoder_num_heads={decoder_num_heads} must divide decoder_embed_dim={decoder_embed_dim}")
+        encoder_dim = self.stage_dims[-1]
+        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=NORM_EPS)
+        # One head for each stage before a pooling; the stages after the last one already have the final resolution.
+        self.multi_scale_fusion_heads = nn.ModuleList(
+            FusionHead(self.stage_dims[i], encoder_dim, stride=q_stride, pools=q_pool - i) for i in range(q_pool)
+        )
+        grid, unit = (tokens.pooled(n, q_stride, q_pool) for n in (self.grid, mask_unit_size))
+        # Every patch of the prediction by its unit. No pooling is left, so a unit is row-major inside.
+        self.register_buffer("patch_index", tokens.unit_index(grid, unit, q_stride, 0), persistent=False)  # [U, S]
+
+        self.decoder_embed = nn.Linear(encoder_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), decoder_embed_dim))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_embed_dim, decoder_embed_dim, heads=decoder_num_heads, mlp_ratio=mlp_ratio)
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
+        self.patch_size = patch_stride[-1] * q_stride[-1] ** q_pool  # pixels along the side of a prediction patch
+        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * in_chans)
+        self._init_weights()
+
+    def forward(self, clip: Tensor, mask_ratio: float = 0.9, keep: Tensor | None = None) -> MAEOutput:
+        """Normalised clip [B, 3, (T,) H, W]. Units are drawn uniformly (the paper: 0.9 for video, 0.6 for images), or
+        given by `keep`, bool [B, U], True = visible, with the same number of visible units in every row."""
+        if keep is None:
+            visible = draw_visible(torch.rand(len(clip), self.num_units, device=clip.device), mask_ratio)
+            keep = torch.zeros(len(clip), self.num_units, dtype=torch.bool, device=clip.device)
+            keep.scatter_(1, visible, True)
+        else:
+            visible = self._visible_units(keep, len(clip))
+        x = self.forward_encoder(clip, keep, visible)  # [B, V, S, C]
+        hidden = self._hidden_patches(keep, visible)  # [B, H]
+        pred = self.forward_decoder(x, visible, hidden)
+        target = self.patch_targets(clip, hidden)
+        loss = (pred.float() - target).square().mean()
+        return MAEOutput(loss, pred, target, keep)
+
+    def forward_encoder(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
+        """Fused, normalised tokens of the visible units: [B, V, S, C]."""
+        ends = self.encode(self.embed_visible(clip, keep, visible))
+        fused = ends[-1]
+        for head, x in zip(self.multi_scale_fusion_heads, ends):
+            fused = fused + head(x)
+        return self.encoder_norm(fused)
+
+    def forward_decoder(self, x: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Visible tokens [B, V, S, C] -> predicted pixels of the patches `hidden` [B, H]: [B * H, P]."""
+        x = self.decoder_embed(x).flatten(1, 2)  # [B, V * S, D]
+        where = self.patch_index[visible].flatten(1)[..., None].expand_as(x)
+        x = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1).scatter(1, where, x)
+        x = (x + self.decoder_pos_embed)[:, None]  # [B, 1, N, D], spatial order: to global attention one big unit
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = _gather_rows(x[:, 0], hidden)
+        return self.decoder_pred(self.decoder_norm(x)).flatten(0, 1)
+
+    @torch.no_grad()
+    def patch_targets(self, clip: Tensor, hidden: Tensor) -> Tensor:
+        """Pixels of the patches `hidden` [B, H], each to zero mean and unit (unbiased) variance: float32 [B * H, P].
+
+        Video: the first frame of every 2-frame token, pixels ordered (y, x, channel). Images: (channel, y, x). The two
+        orders are those that the released weights were trained with.
+        """
+        size = self.patch_size
+        if clip.ndim == 5:
+            clip = clip[:, :, :: self.patch_stride[0]]
+            patches = clip.unfold(3, size, size).unfold(4, size, size)  # [B, 3, t, h, w, y, x]
+            patches = patches.permute(0, 2, 3, 4, 5, 6, 1)
+        else:
+            patches = clip.unfold(2, size, size).unfold(3, size, size)  # [B, 3, h, w, y, x]
+            patches = patches.permute(0, 2, 3, 1, 4, 5)
+        patches = patches.reshape(len(clip), self.patch_index.numel(), -1)  # [B, N, P]
+        patches = _gather_rows(patches, hidden).flatten(0, 1).float()
+        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (var + PIXEL_EPS).sqrt()
+
+    def _hidden_patches(self, keep: Tensor, visible: Tensor) -> Tensor:
+        """int64 [B, H]: spatial positions of the hidden patches, ascending."""
+        shown = torch.zeros(len(keep), self.patch_index.numel(), dtype=torch.uint8, device=keep.device)
+        shown.scatter_(1, self.patch_index[visible].flatten(1), 1)
+        count = (self.num_units - visible.shape[1]) * self.patch_index.shape[1]
+        return shown.argsort(dim=1, stable=True)[:, :count]
+
+    def _visible_units(self, keep: Tensor, batch: int) -> Tensor:
+        """bool [B, U] -> int64 [B, V]"""
+        if keep.dtype != torch.bool or tuple(keep.shape) != (batch, self.num_units):
+            raise ValueError(f"keep must be bool [{batch}, {self.num_units}], not {keep.dtype} {list(keep.shape)}")
+        counts = keep.sum(1)
+        if (counts != counts[0]).any() or counts[0] == 0:
+            raise ValueError(f"keep must show the same number of units, at least 1, in every row, not {counts.tolist()}")
+        return keep.nonzero()[:, 1].view(batch, -1)
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        # As released: position tables and mask token 0.02; linear layers Xavier, the patch embedding as if it were one.
+        # The fusion heads keep the default of a convolution.
+        for name, parameter in self.named_parameters():
+            if "pos_embed" in name or name == "mask_token":
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+
+
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, N, C], index [B, H] -> [B, H, C]"""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
