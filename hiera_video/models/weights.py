@@ -1,0 +1,149 @@
+"""Weight files: reading ours and the published ones, and loading them into a model with nothing dropped silently.
+
+Ours are safetensors, with one metadata entry `hiera_video` that holds JSON: the model's name and constructor arguments,
+class names, mean, std. The published ones are pickles `{"model_state": ...}`, read with `weights_only=True`.
+"""
+
+import json
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+METADATA_KEY = "hiera_video"
+WRAPPERS = ("model_state", "model", "state_dict", "module")  # keys under which training codes keep the weights
+PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+OUTCOMES = ("loaded", "re-initialised", "unused")
+
+
+@dataclass
+class LoadReport:
+    """What became of every parameter of the model and of every tensor of the file."""
+
+    source: str
+    outcomes: dict[str, str] = field(default_factory=dict)  # parameter -> one of OUTCOMES
+    share_loaded: float = 0.0  # of the model's parameters, by number of elements
+
+    def names(self, outcome: str) -> list[str]:
+        return [name for name, o in self.outcomes.items() if o == outcome]
+
+    def __str__(self) -> str:
+        count = Counter(self.outcomes.values())
+        parts = [f"{count[o]} {o}" for o in OUTCOMES if count[o]]
+        lines = [f"weights from {self.source}: {self.share_loaded:.1%} of the parameters; tensors: {', '.join(parts)}"]
+        for outcome in OUTCOMES[1:]:
+            if count[outcome]:
+                lines.append(f"  {outcome}: {', '.join(_by_module(self.names(outcome)))}")
+        return "\n".join(lines)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weight file that `path` means: itself, a step folder's, or a run folder's newest. Raises ValueError."""
+    path = Path(path)
+    for candidate in (path, path / "model.safetensors", path / "checkpoints" / "latest" / "model.safetensors"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"no weights at {path}: neither a file, nor a step folder, nor a run folder with checkpoints/latest")
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata) of a weight file, ours or a published one. Raises ValueError for what is neither."""
+    file = weights_file(path)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt") as f:
+                metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
+                return {name: f.get_tensor(name) for name in f.keys()}, metadata  # noqa: SIM118
+        except SafetensorError as e:
+            raise ValueError(f"{file} is not a safetensors file: {e}") from e
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ValueError(f"{file} is not a weight file that can be read safely (weights_only=True): {reason}") from e
+    return _unwrap(state, str(file)), {}
+
+
+def load_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Tensor], strict: bool = True
+) -> LoadReport:
+    """Loads a file, step folder, run folder or state dict, in the official layout or ours, into `model`.
+
+    strict: ValueError if a tensor stays unused or a parameter is re-initialised; the message lists both.
+    Not strict: allowed are the known pairs, a masked autoencoder's file in a classifier (its decoder stays unused, its
+    `encoder_norm` becomes `norm`) and another class count (the head is re-initialised). Anything else raises ValueError.
+    """
+    if isinstance(weights, (str, Path)):
+        source, (state, _) = str(weights), read_weights(weights)
+    else:
+        source, state = "a state dict", _unwrap(weights, "the state dict")
+    own = model.state_dict()
+    state = _rename(state, own)
+    head = getattr(model, "head_prefix", "head.")
+
+    report = LoadReport(source)
+    mismatched = {n for n in own if n in state and state[n].shape != own[n].shape}
+    for name in own:
+        fits = name in state and name not in mismatched
+        # A head is one thing: where its weight does not fit, its bias is of no use either.
+        if name.startswith(head) and any(n.startswith(head) for n in mismatched):
+            fits = False
+        report.outcomes[name] = "loaded" if fits else "re-initialised"
+    for name in state:
+        report.outcomes.setdefault(name, "unused")
+    loaded = report.names("loaded")
+    report.share_loaded = sum(own[n].numel() for n in loaded) / sum(t.numel() for t in own.values())
+
+    reinitialised, unused = report.names("re-initialised"), report.names("unused")
+    if not strict:
+        reinitialised = [n for n in reinitialised if not n.startswith(head)]
+        unused = [n for n in unused if not _belongs_to_decoder(n)]
+    if reinitialised or unused:
+        sizes = [f"{n} is {list(state[n].shape)}, needed {list(own[n].shape)}" for n in sorted(mismatched)[:3]]
+        raise ValueError(
+            f"{source} does not fit this model"
+            + (f"; re-initialised: {', '.join(_by_module(reinitialised))}" if reinitialised else "")
+            + (f"; unused: {', '.join(_by_module(unused))}" if unused else "")
+            + (f" ({'; '.join(sizes)})" if sizes else "")
+        )
+    with torch.no_grad():
+        for name in loaded:
+            own[name].copy_(state[name])
+    return report
+
+
+def _unwrap(state: Any, source: str) -> dict[str, Tensor]:
+    for key in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{source} holds no state dict: a dict of tensors, bare or under {', '.join(WRAPPERS)}")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the file -> names of the model, for the pairs that differ by a rule."""
+    if "decoder_pos_embed" in state and "norm.weight" in own:  # a masked autoencoder into a classifier
+        state = {name.replace("encoder_norm.", "norm.") if name.startswith("encoder_norm.") else name: t
+                 for name, t in state.items()}  # fmt: skip
+    if all(name.startswith("net.") for name in own) and not any(name.startswith("net.") for name in state):
+        state = {f"net.{name}": t for name, t in state.items()}  # PyTorchVideo's own files
+    return state
+
+
+def _belongs_to_decoder(name: str) -> bool:
+    return name.startswith(("decoder_", "multi_scale_fusion_heads.")) or name == "mask_token"
+
+
+def _by_module(names: list[str], limit: int = 12) -> list[str]:
+    """Names without `.weight`, `.bias`; the first `limit`, then how many more."""
+    modules = list(dict.fromkeys(n.removesuffix(".weight").removesuffix(".bias") for n in names))
+    return modules[:limit] + ([f"and {len(modules) - limit} more"] if len(modules) > limit else [])
