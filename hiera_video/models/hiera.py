@@ -13,7 +13,7 @@ Parameter names and shapes are those of the official release, so that published 
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,9 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """One token per `stride` box of pixels, from an overlapping `kernel` box; the convolution's rank is the clip's."""
 
-    def __init__(self, in_chans: int, dim: int, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]):
+    def __init__(
+        self, in_chans: int, dim: int, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    ):
         super().__init__()
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
         self.proj = conv(in_chans, dim, tuple(kernel), tuple(stride), tuple(padding))
@@ -164,7 +166,9 @@ class Trunk(nn.Module):
         sep_pos_embed: bool,
     ):
         super().__init__()
-        _check_geometry(input_size, stages, q_pool, q_stride, mask_unit_size, mask_unit_attn, patch_stride, sep_pos_embed)
+        _check_geometry(
+            input_size, stages, q_pool, q_stride, mask_unit_size, mask_unit_attn, patch_stride, sep_pos_embed
+        )
         self.input_size, self.in_chans = tuple(input_size), in_chans
         self.patch_stride, self.q_stride, self.q_pool = tuple(patch_stride), tuple(q_stride), q_pool
         self.mask_unit_size = tuple(mask_unit_size)  # tokens of a unit before any pooling
@@ -173,7 +177,9 @@ class Trunk(nn.Module):
         self.num_units = math.prod(self.units)
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
 
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding)
+        self.patch_embed = PatchEmbed(
+            in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding
+        )
         self.sep_pos_embed = sep_pos_embed
         if sep_pos_embed:
             self.pos_embed_spatial = nn.Parameter(torch.zeros(1, self.grid[1] * self.grid[2], embed_dim))
@@ -307,7 +313,12 @@ class Hiera(Trunk):
 
     def feature_maps(self, clip: Tensor) -> list[Tensor]:
         """One map a stage, in spatial order: [B, (t,) h, w, C]."""
-        return [self.stage_map(x, stage) for stage, x in enumerate(self.encode(self.embed(clip)))]
+        return self.features_and_maps(clip)[1]
+
+    def features_and_maps(self, clip: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Both of the above from one pass."""
+        ends = self.encode(self.embed(clip))
+        return self.norm(ends[-1].mean(dim=(1, 2))), [self.stage_map(x, stage) for stage, x in enumerate(ends)]
 
     @torch.no_grad()
     def _init_weights(self, head_init_scale: float) -> None:
@@ -354,4 +365,6 @@ def _check_geometry(
                 f"(patch_stride {patch} x mask_unit_size {unit})"
             )
         if unit % stride**q_pool:
-            raise ValueError(f"mask_unit_size: {unit} along {name} cannot be pooled {q_pool} times by q_stride {stride}")
+            raise ValueError(
+                f"mask_unit_size: {unit} along {name} cannot be pooled {q_pool} times by q_stride {stride}"
+            )

@@ -8,7 +8,8 @@ H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder wid
 """
 
 import math
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,11 +131,19 @@ class MaskedAutoencoder(Trunk):
         self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * in_chans)
         self._init_weights()
 
-    def forward(self, clip: Tensor, mask_ratio: float = 0.9, keep: Tensor | None = None) -> MAEOutput:
+    def forward(
+        self, clip: Tensor, mask_ratio: float = 0.9, keep: Tensor | None = None, noise: Tensor | None = None
+    ) -> MAEOutput:
         """Normalised clip [B, 3, (T,) H, W]. Units are drawn uniformly (the paper: 0.9 for video, 0.6 for images), or
-        given by `keep`, bool [B, U], True = visible, with the same number of visible units in every row."""
+        given by `keep`, bool [B, U], True = visible, with the same number of visible units in every row.
+
+        `noise` [B, U] decides the draw (the units of lowest noise are visible), where it should not come from torch's
+        global generator.
+        """
         if keep is None:
-            visible = draw_visible(torch.rand(len(clip), self.num_units, device=clip.device), mask_ratio)
+            if noise is None:
+                noise = torch.rand(len(clip), self.num_units, device=clip.device)
+            visible = draw_visible(noise, mask_ratio)
             keep = torch.zeros(len(clip), self.num_units, dtype=torch.bool, device=clip.device)
             keep.scatter_(1, visible, True)
         else:
@@ -198,7 +207,9 @@ class MaskedAutoencoder(Trunk):
             raise ValueError(f"keep must be bool [{batch}, {self.num_units}], not {keep.dtype} {list(keep.shape)}")
         counts = keep.sum(1)
         if (counts != counts[0]).any() or counts[0] == 0:
-            raise ValueError(f"keep must show the same number of units, at least 1, in every row, not {counts.tolist()}")
+            raise ValueError(
+                f"keep must show the same number of units, at least 1, in every row, not {counts.tolist()}"
+            )
         return keep.nonzero()[:, 1].view(batch, -1)
 
     @torch.no_grad()

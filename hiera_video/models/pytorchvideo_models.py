@@ -54,7 +54,10 @@ def create_pytorchvideo(
     frames, height, width = input_size
     if name == "mvit_base_16x4":
         net = hub.mvit_base_16x4(
-            spatial_size=(height, width), temporal_size=frames, head_num_classes=num_classes, head_dropout_rate=head_dropout
+            spatial_size=(height, width),
+            temporal_size=frames,
+            head_num_classes=num_classes,
+            head_dropout_rate=head_dropout,
         )
         return PyTorchVideoModel(net, two_pathways=False)
     if name == "slowfast_r50" and frames % SLOWFAST_ALPHA:

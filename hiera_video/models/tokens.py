@@ -17,7 +17,7 @@ Legend: B batch, U units, L tokens of a unit, C channels, D dimensions of the gr
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

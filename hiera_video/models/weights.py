@@ -7,9 +7,10 @@ class names, mean, std. The published ones are pickles `{"model_state": ...}`, r
 import json
 import pickle
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,7 +49,9 @@ def weights_file(path: str | Path) -> Path:
     for candidate in (path, path / "model.safetensors", path / "checkpoints" / "latest" / "model.safetensors"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"no weights at {path}: neither a file, nor a step folder, nor a run folder with checkpoints/latest")
+    raise ValueError(
+        f"no weights at {path}: neither a file, nor a step folder, nor a run folder with checkpoints/latest"
+    )
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,9 +72,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _unwrap(state, str(file)), {}
 
 
-def load_weights(
-    model: nn.Module, weights: str | Path | Mapping[str, Tensor], strict: bool = True
-) -> LoadReport:
+def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], strict: bool = True) -> LoadReport:
     """Loads a file, step folder, run folder or state dict, in the official layout or ours, into `model`.
 
     strict: ValueError if a tensor stays unused or a parameter is re-initialised; the message lists both.

@@ -3,8 +3,11 @@
 import inspect
 from typing import Any
 
+from torch import nn
+
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS, create_pytorchvideo
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(embed_dim=96, num_heads=1, stages=(1, 2, 7, 2)),
@@ -37,7 +40,7 @@ def list_models() -> list[str]:
 def hiera_arguments(name: str, **overrides: Any) -> dict[str, Any]:
     """Every constructor argument of the named model, overrides applied; ValueError for an unknown name or argument."""
     if name not in list_models():
-        raise ValueError(f"there is no model {name!r}; there are {', '.join(list_models())}")
+        raise ValueError(f"there is no model {name!r}; there are {', '.join([*list_models(), *PYTORCHVIDEO_MODELS])}")
     size, clip = name.removeprefix("mae_").removeprefix("hiera_").rsplit("_", 1)
     constructor = MaskedAutoencoder if name.startswith("mae_") else Hiera
     defaults = {k: p.default for k, p in inspect.signature(constructor).parameters.items()}
@@ -61,3 +64,14 @@ def create_hiera_mae(name: str, **overrides: Any) -> MaskedAutoencoder:
     """A masked autoencoder by its official name, for example `mae_hiera_base_16x224` (`hiera_base_16x224` will do)."""
     name = name if name.startswith("mae_") else f"mae_{name}"
     return MaskedAutoencoder(**hiera_arguments(name, **overrides))
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Any model that has a name here: a Hiera, its masked autoencoder, or one of PyTorchVideo's. Raises ValueError."""
+    if name in PYTORCHVIDEO_MODELS:
+        known = inspect.signature(create_pytorchvideo).parameters
+        unknown = sorted(set(arguments) - set(known))
+        if unknown:
+            raise ValueError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(list(known)[1:])}")
+        return create_pytorchvideo(name, **arguments)
+    return create_hiera_mae(name, **arguments) if name.startswith("mae_") else create_hiera(name, **arguments)

@@ -1,0 +1,152 @@
+"""Videos to batches: one dataset, one collate function, and the order in which training sees the videos.
+
+A sample is V views of one video, from one decode: 1 in plain training, the repeats in repeated augmentation, clips x crops
+(clip-major) in testing, windows in feature extraction. What it looks like depends on (seed, epoch, index) alone.
+
+A batch is a dict:
+    clip   uint8 [B, V, C, T, S, S]       label  int64 [B], -1 for none      index  int64 [B], rows of the list
+    erase  int32 [B, V, 4]                seed   int64 [B, V]                times  one float64 [clips, 2] a sample, seconds
+    bad    [(row, reason), ...]           rows that could not be read; clip is None if that was all of them
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hiera_video.data.annotations import VideoList
+from hiera_video.data.sampling import ClipSampler
+from hiera_video.data.transforms import Transform
+from hiera_video.data.video import VideoError, open_video
+
+MAX_SUBSTITUTES = 100  # rows tried in the place of one bad row, before the list itself must be at fault
+Batch = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """Names a sample. Indexing by it, and not by the row alone, lets persistent workers follow the epochs."""
+
+    epoch: int
+    index: int
+
+
+class ClipDataset(Dataset):
+    """Views of the videos of a list.
+
+    substitute: a row that cannot be read is replaced by the next good one (training); else it is only reported (testing).
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        *,
+        sample: ClipSampler,
+        transform: Transform,
+        repeats: int = 1,
+        decoder: str = "auto",
+        seed: int = 0,
+        substitute: bool = False,
+    ):
+        self.videos, self.sample, self.transform = videos, sample, transform
+        self.repeats, self.decoder, self.seed, self.substitute = repeats, decoder, seed, substitute
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        bad: list[tuple[int, str]] = []
+        for offset in range(min(len(self.videos), MAX_SUBSTITUTES) if self.substitute else 1):
+            row = (key.index + offset) % len(self.videos)
+            rng = np.random.default_rng([self.seed, key.epoch, key.index])
+            try:
+                return {**self._views(row, rng), "index": key.index, "label": self.videos.label(row), "bad": bad}
+            except VideoError as e:
+                bad.append((row, str(e)))
+        return {"index": key.index, "bad": bad}
+
+    def _views(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
+        with open_video(self.videos.path(row), self.decoder) as video:
+            info = video.info
+            # All draws of frames come first, then one decode of their sorted union, then one draw a view.
+            clips = np.concatenate([self.sample(info.num_frames, info.fps, rng) for _ in range(self.repeats)])
+            needed, back = np.unique(clips, return_inverse=True)
+            frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
+        frame_s = 1 / info.fps  # a clip ends when its last frame does
+        times = np.stack([info.times[clips[:, 0]], info.times[clips[:, -1]] + frame_s], axis=1)
+        views = [self.transform(frames[torch.from_numpy(rows)], rng) for rows in back.reshape(clips.shape)]
+        clip = torch.cat([v.clips for v in views])
+        seeds = torch.from_numpy(rng.integers(2**62, size=len(clip)))
+        return {"clip": clip, "erase": torch.cat([v.erase for v in views]), "seed": seeds, "times": times}
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> Batch:
+    bad = [b for sample in samples for b in sample["bad"]]
+    good = [sample for sample in samples if "clip" in sample]
+    batch: Batch = {"bad": bad, "clip": None, "requested": len(samples)}
+    if good:
+        for name in ("clip", "erase", "seed"):
+            batch[name] = torch.stack([sample[name] for sample in good])
+        batch["times"] = [sample["times"] for sample in good]
+        batch["label"] = torch.tensor([sample["label"] for sample in good])
+        batch["index"] = torch.tensor([sample["index"] for sample in good])
+    return batch
+
+
+class TrainingOrder:
+    """The keys of every optimizer step: passes over shuffled lists, laid end to end and cut into global batches.
+
+    No video is dropped at the end of a pass, and a step's keys depend on (seed, step) alone. Each rank takes its share of
+    every batch, one after the other. Used as the batch sampler of a loader, from `first_step` on.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.num_videos, self.batch_size, self.steps, self.seed = num_videos, batch_size, steps, seed
+        self.first_step, self.rank, self.world = first_step, rank, world
+        self._shuffled: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self.batch_size // self.world
+        for step in range(self.first_step, self.steps):
+            first = step * self.batch_size + self.rank * share
+            yield [self.key(position) for position in range(first, first + share)]
+
+    def key(self, position: int) -> Key:
+        epoch, offset = divmod(position, self.num_videos)
+        if epoch not in self._shuffled:
+            self._shuffled = {e: o for e, o in self._shuffled.items() if e == epoch - 1}
+            self._shuffled[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_videos)
+        return Key(epoch, int(self._shuffled[epoch][offset]))
+
+
+def make_loader(
+    dataset: ClipDataset, batches: Sequence[list[Key]] | TrainingOrder, *, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def test_batches(num_videos: int, *, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    """Every row once over all ranks, in list order: rank r takes rows r, r + world, ... No padding."""
+    rows = list(range(rank, num_videos, world))
+    return [[Key(0, i) for i in rows[k : k + batch_size]] for k in range(0, len(rows), batch_size)]

@@ -1,0 +1,65 @@
+"""RandAugment as the published video recipes use it (`rand-m7-mstd0.5-inc1`), one draw for all frames of a clip.
+
+`num_ops` operations are drawn from the table, each is applied with probability 0.5 at a level drawn from
+N(magnitude, std), clipped to [0, 10]; "increasing" operations act more strongly at a higher level. The operations are
+torchvision's, on uint8 [T, C, H, W]; the table's ranges are those of timm, which the recipes name.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+FILL = [128.0, 128.0, 128.0]  # outside the picture after a geometric operation
+APPLY_PROBABILITY = 0.5
+
+
+def _affine(clip: Tensor, *, angle=0.0, translate=(0, 0), shear=(0.0, 0.0)) -> Tensor:
+    return F.affine(
+        clip, angle=angle, translate=list(translate), scale=1.0, shear=list(shear),
+        interpolation=InterpolationMode.BILINEAR, fill=FILL,
+    )  # fmt: skip
+
+
+def _solarize_add(clip: Tensor, amount: int) -> Tensor:
+    brighter = (clip.to(torch.int16) + amount).clamp(0, 255).to(torch.uint8)
+    return torch.where(clip < 128, brighter, clip)
+
+
+def _shear_degrees(tangent: float) -> float:
+    return float(np.degrees(np.arctan(tangent)))
+
+
+# name -> (clip, level 0 to 1, sign +1 or -1) -> clip. A sign matters only to operations with two directions.
+OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
+    "auto_contrast": lambda x, level, sign: F.autocontrast(x),
+    "equalize": lambda x, level, sign: F.equalize(x),
+    "invert": lambda x, level, sign: F.invert(x),
+    "rotate": lambda x, level, sign: _affine(x, angle=sign * level * 30),
+    "posterize": lambda x, level, sign: F.posterize(x, max(4 - int(level * 4), 0)),
+    "solarize": lambda x, level, sign: F.solarize(x, threshold=256 - min(int(level * 256), 256)),
+    "solarize_add": lambda x, level, sign: _solarize_add(x, min(int(level * 110), 128)),
+    "color": lambda x, level, sign: F.adjust_saturation(x, 1 + sign * level * 0.9),
+    "contrast": lambda x, level, sign: F.adjust_contrast(x, 1 + sign * level * 0.9),
+    "brightness": lambda x, level, sign: F.adjust_brightness(x, 1 + sign * level * 0.9),
+    "sharpness": lambda x, level, sign: F.adjust_sharpness(x, 1 + sign * level * 0.9),
+    "shear_x": lambda x, level, sign: _affine(x, shear=(_shear_degrees(sign * level * 0.3), 0.0)),
+    "shear_y": lambda x, level, sign: _affine(x, shear=(0.0, _shear_degrees(sign * level * 0.3))),
+    "translate_x": lambda x, level, sign: _affine(x, translate=(round(sign * level * 0.45 * x.shape[-1]), 0)),
+    "translate_y": lambda x, level, sign: _affine(x, translate=(0, round(sign * level * 0.45 * x.shape[-2]))),
+}
+
+
+def rand_augment(
+    clip: Tensor, *, magnitude: float, num_ops: int = 2, std: float = 0.5, rng: np.random.Generator
+) -> Tensor:
+    """uint8 [T, C, H, W] -> the same, augmented."""
+    for name in rng.choice(list(OPERATIONS), size=num_ops):
+        level = float(np.clip(rng.normal(magnitude, std), 0, 10)) / 10
+        sign = 1 if rng.random() < 0.5 else -1
+        if rng.random() < APPLY_PROBABILITY:
+            clip = OPERATIONS[name](clip, level, sign)
+    return clip

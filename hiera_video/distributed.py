@@ -1,0 +1,92 @@
+"""Ranks: the only file that imports torch.distributed. A world of one takes the same path and needs no process group."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hiera_video.errors import UserError
+
+RENDEZVOUS_S = 300.0  # how long ranks wait for each other at the start
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """For training on several ranks: gradients are averaged over them."""
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module)  # no device_ids: batches are moved by the loop, once
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on rank 0; an empty list elsewhere. Values must be picklable."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str = "auto") -> Iterator[World]:
+    """One rank of a `torchrun` (its environment says which), or a world of one. device: auto, cpu or cuda."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU here; set device=cpu or device=auto")
+    size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    try:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=RENDEZVOUS_S))
+    except (dist.DistError, RuntimeError, ValueError) as e:
+        raise UserError(f"rank {rank} of {size} could not join the others: {str(e).splitlines()[0]}") from e
+    try:
+        yield World(rank, size, place)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,112 @@
+"""What a run says: `log.txt`, `metrics.jsonl`, TensorBoard, and a progress bar where a person is watching."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("hiera_video")
+
+
+class RunLog:
+    """Open on rank 0 only; on other ranks (`folder` None) every call is a no-op, so that callers need not ask."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self._board = None
+        if folder is None:
+            return
+        file = logging.FileHandler(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        console = logging.StreamHandler(_TqdmStream())
+        console.setFormatter(logging.Formatter("%(message)s"))
+        LOGGER.handlers = [file, console]
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
+
+    def say(self, message: str) -> None:
+        if self.folder is not None:
+            LOGGER.info(message)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and its numbers to TensorBoard under `<split>/<name>`."""
+        if self.folder is None:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(row) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes seconds
+
+            self._board = SummaryWriter(str(self.folder / "tb"), purge_step=row["step"])
+        for name, value in row.items():
+            if name not in ("split", "step") and isinstance(value, (int, float)):
+                self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines after `step`: a resumed run takes those steps again, and each stands once."""
+        file = self.folder / "metrics.jsonl" if self.folder is not None else None
+        if file is None or not file.exists():
+            return
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that the run was killed in
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(file)
+
+    def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
+        return Progress(total, what=what, unit=unit, done=done, log=self)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        for handler in LOGGER.handlers if self.folder is not None else []:
+            handler.close()
+        LOGGER.handlers = []
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every `every_s` seconds, with the time that is left."""
+
+    def __init__(self, total: int, *, what: str, unit: str, done: int, log: RunLog, every_s: float = 30.0):
+        self.total, self.what, self.unit, self.done, self.log, self.every_s = total, what, unit, done, log, every_s
+        on_terminal = log.folder is not None and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True) if on_terminal else None
+        self._first, self._start = done, time.monotonic()
+        self._last_line = self._start
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line > self.every_s:
+            self._last_line = time.monotonic()
+            self.log.say(f"{self.what}: {self.done} of {self.total} {self.unit}, {self.eta()} left")
+
+    def eta(self) -> str:
+        elapsed = time.monotonic() - self._start
+        rate = (self.done - self._first) / elapsed if elapsed > 0 else 0
+        return tqdm.format_interval((self.total - self.done) / rate) if rate > 0 else "?"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _TqdmStream:
+    """Log lines above the bar instead of through it."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout, end="")
+
+    def flush(self) -> None:
+        sys.stdout.flush()

@@ -1,0 +1,366 @@
+"""A run: the stages of a config, in order, in one folder that tells what was done and lets it go on.
+
+output/config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/
+"""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from hiera_video import build
+from hiera_video.checkpoint import checkpoint_step, latest_checkpoint, resume, save_checkpoint
+from hiera_video.config import Config, changed_keys, to_yaml
+from hiera_video.data.annotations import VideoList, check_labels
+from hiera_video.data.video import decord_is_installed
+from hiera_video.distributed import World, join_world
+from hiera_video.errors import RunStopped, UserError
+from hiera_video.evaluate import FeatureFiles, ViewScores, evaluate, write_json
+from hiera_video.log import RunLog
+from hiera_video.models.weights import load_weights, weights_file
+from hiera_video.optim import make_optimizer
+from hiera_video.train import BadVideos, Plan, train
+
+PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf", "safetensors", "numpy")
+
+
+def run(config: Config) -> None:
+    """Runs every stage that is not finished. Raises UserError, RunStopped."""
+    with join_world(config.device) as world:
+        stages: dict[str, Callable[[], Stage]] = {
+            "train": lambda: TrainStage(config, world),
+            "test": lambda: TestStage(config, world),
+            "features": lambda: FeaturesStage(config, world, Path(config.output) / "features"),
+        }
+        prepared = [stages[name]() for name in config.stages]  # reads lists: wrong input ends here, nothing written
+        log = open_run_folder(config, world, {s.key: s.videos for s in prepared})
+        try:
+            if config.data.decoder == "decord" and not decord_is_installed():
+                log.say("data.decoder=decord, but decord is not installed here: every file is decoded with PyAV")
+            for stage in prepared:
+                stage.run(log)
+                world.barrier()
+        except RunStopped as e:
+            log.say(f"stopped: {e}")
+            raise
+        finally:
+            log.close()
+
+
+def extract_features(config: Config) -> None:
+    """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
+    with join_world(config.device) as world:
+        stage = FeaturesStage(config, world, Path(config.output))
+        log = open_run_folder(config, world, {stage.key: stage.videos})
+        try:
+            stage.run(log)
+            world.barrier()
+        finally:
+            log.close()
+
+
+def open_run_folder(config: Config, world: World, lists: dict[str, VideoList]) -> RunLog:
+    """Makes the folder, or takes up an earlier run of the same config. Raises UserError if the config changed."""
+    folder = Path(config.output)
+    if not world.is_main:
+        return RunLog(None)
+    stored = folder / "config.yaml"
+    if stored.exists():
+        changed = changed_keys(config, stored.read_text())
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another config; these keys differ: {', '.join(changed)}; "
+                "set output to a new folder, or use the config of that run"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "config.tmp"
+    temporary.write_text(to_yaml(config))
+    temporary.replace(stored)
+    write_json(folder / "run.json", run_card(config, world, lists))
+    log = RunLog(folder)
+    log.say(f"run folder {folder}, {world.size} rank(s) on {world.device.type}")
+    return log
+
+
+def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
+    """Where a result came from."""
+    versions = {}
+    for package in ("hiera_video", *PACKAGES):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    hashes = {key: {"source": v.source, "videos": len(v), "sha256": _list_hash(v)} for key, v in lists.items()}
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": _git_state(),
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "lists": hashes,
+        "seed": config.seed,
+        "world_size": world.size,
+        "device": world.device.type,
+    }
+
+
+class Stage(Protocol):
+    """A stage reads its list when it is made, and does its work, unless that is done already, in `run`."""
+
+    key: str  # of the list
+    videos: VideoList
+
+    def run(self, log: RunLog) -> None: ...
+
+
+class TrainStage:
+    key = "data.train"
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        self.videos = build.build_videos(config, self.key)
+        self.names, self.num_classes = _classes(config, self.videos)
+        if self.num_classes is not None:
+            check_labels(self.videos, self.num_classes, key=self.key)
+        self.plan = Plan.make(config.train, config.optim, len(self.videos))
+        self.val_videos = build.build_videos(config, "data.val") if self.plan.val_steps and self.num_classes else None
+        if self.val_videos is not None:
+            check_labels(self.val_videos, self.num_classes, key="data.val")
+        name, arguments = build.model_arguments(config, self.num_classes)
+        self.metadata = build.build_metadata(config, name, arguments, self.names)
+        self.model = build.build_model(name, arguments, seed=config.seed)
+        self.checkpoints = Path(config.output) / "checkpoints"
+        self.init_report = None
+        if config.init.weights and latest_checkpoint(self.checkpoints) is None:
+            try:
+                self.init_report = load_weights(self.model, config.init.weights, strict=False)
+            except ValueError as e:
+                raise UserError(f"init.weights: {e}") from e
+        try:
+            self.optimizer = make_optimizer(self.model, config.optim)
+        except ValueError as e:
+            raise UserError(str(e)) from e
+
+    def run(self, log: RunLog) -> None:
+        config, world, plan = self.config, self.world, self.plan
+        checkpoint = latest_checkpoint(self.checkpoints)
+        first_step = checkpoint_step(checkpoint)
+        if first_step >= plan.steps:
+            log.say(f"train: done already, {plan.steps} steps")
+            return
+        task = build.build_task(config, self.model, self.num_classes).to(world.device)
+        if checkpoint is not None:
+            first_step = resume(checkpoint, model=self.model, optimizer=self.optimizer)
+            log.say(f"continuing after step {first_step} of {plan.steps}, from {checkpoint}")
+        log.cut_metrics(first_step)
+        if self.init_report is not None:
+            log.say(str(self.init_report))
+        _say_classes(log, self.names, self.config)
+        log.say(
+            f"train: {len(self.videos)} videos, {plan.steps} steps of {config.train.batch_size} videos x "
+            f"{config.train.repeats} clips; an effective epoch is {plan.steps_per_epoch:.4g} steps"
+        )
+        batches = build.train_batches(
+            config, self.videos, steps=plan.steps, first_step=first_step, world=world, num_classes=self.num_classes
+        )
+        fraction = config.data.max_bad_fraction
+        bad = BadVideos(self.videos.written, num_videos=len(self.videos), max_fraction=fraction, log=log)
+        train(
+            task,
+            batches,
+            self.optimizer,
+            plan=plan,
+            config=config.train,
+            optim=config.optim,
+            world=world,
+            log=log,
+            bad_videos=bad,
+            seed=config.seed,
+            first_step=first_step,
+            save=self._save,
+            validate=partial(self._validate, log),
+        )
+
+    def _save(self, step: int) -> None:
+        if self.world.is_main:
+            save_checkpoint(
+                self.checkpoints,
+                step=step,
+                model=self.model,
+                optimizer=self.optimizer,
+                metadata=self.metadata,
+                keep=self.config.train.keep,
+            )
+        self.world.barrier()
+
+    def _validate(self, log: RunLog, step: int) -> None:
+        if self.val_videos is None:
+            return
+        scores = _score(
+            self.config, self.model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
+        )
+        accuracy = scores.accuracy(self.val_videos)
+        if self.world.is_main:
+            log.metrics({"split": "val", "step": step, **accuracy, "videos": len(scores.rows)})
+            log.say(f"val at step {step}: {_accuracy_text(accuracy)} of {len(scores.rows)} videos, one view each")
+
+
+class TestStage:
+    __test__ = False  # not a test case, whatever its name
+    key = "data.test"
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        self.videos = build.build_videos(config, self.key)
+        self.names, self.num_classes = _classes(config, self.videos)
+        labelled = self.videos.labels[self.videos.labels >= 0]
+        if len(labelled):  # a list may leave all labels out; then there is no accuracy, but scores
+            check_labels(self.videos, self.num_classes, key=self.key)
+        self.folder = Path(config.output) / "test"
+        if config.test.weights or "train" not in config.stages:
+            _weights(config)
+
+    def run(self, log: RunLog) -> None:
+        config, world = self.config, self.world
+        if (self.folder / "metrics.json").exists():
+            log.say(f"test: done already, {self.folder / 'metrics.json'}")
+            return
+        name, arguments = build.model_arguments(config, self.num_classes)
+        model = build.build_model(name, arguments, seed=config.seed)
+        log.say(str(build.load_for_use(model, _weights(config), key="test")))
+        model = model.to(world.device)
+        views = (config.test.clips, config.test.crops)
+        scores = _score(config, model, self.videos, clips=views[0], crops=views[1], world=world, log=log, what="test")
+        if not world.is_main:
+            return
+        metrics = scores.write(self.folder, self.videos, views=views)
+        for path, reason in zip(metrics["missing"], metrics["missing_reasons"]):
+            log.say(f"not scored: {path}: {reason}")
+        log.say(
+            f"test: {_accuracy_text(metrics)}, {metrics['videos']} of {metrics['videos_expected']} videos "
+            f"x {views[0]} clips x {views[1]} crops; {self.folder}"
+        )
+        coverage = metrics["videos"] / metrics["videos_expected"]
+        if coverage < config.test.min_coverage:
+            raise RunStopped(f"{coverage:.1%} of the test videos were scored, less than test.min_coverage")
+
+
+class FeaturesStage:
+    key = "features.videos"
+
+    def __init__(self, config: Config, world: World, folder: Path):
+        self.config, self.world, self.folder = config, world, folder
+        if any(s not in (1, 2, 3, 4) for s in config.features.stages):
+            raise UserError(f"features.stages={list(config.features.stages)} must be among 1, 2, 3, 4")
+        self.videos = build.build_videos(config, self.key)
+        if config.test.weights or "train" not in config.stages:
+            _weights(config)
+
+    def run(self, log: RunLog) -> None:
+        config, world = self.config, self.world
+        if (self.folder / "manifest.csv").exists():
+            log.say(f"features: done already, {self.folder / 'manifest.csv'}")
+            return
+        model = self._model(log).to(world.device).eval()
+        files = FeatureFiles(self.folder, self.videos)
+        evaluate(
+            partial(build.predict_features, model, config.features.stages),
+            build.features_loader(config, self.videos, world=world),
+            files,
+            world=world,
+            mean=config.data.mean,
+            std=config.data.std,
+            views_per_forward=config.test.views_per_forward,
+            precision=config.test.precision,
+            total=len(self.videos),
+            what="features",
+            log=log,
+        )
+        log.say(f"features of {len(self.videos)} videos: {files.write_manifest(world)}")
+
+    def _model(self, log: RunLog) -> nn.Module:
+        """The classifier that the weights belong to; of a masked autoencoder, its encoder."""
+        config, weights = self.config, _weights(self.config)
+        if config.task == "classify":
+            num_classes = build.number_of_classes(config, build.class_names(config, self.videos))
+            name, arguments = build.model_arguments(config, num_classes)
+        else:
+            name, arguments = build.model_arguments(config, 1)
+            name = name.removeprefix("mae_")
+            arguments = {k: v for k, v in arguments.items() if not k.startswith("decoder_")}
+        model = build.build_model(name, arguments, seed=config.seed)
+        log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
+        return model
+
+
+def _score(config, model, videos, *, clips: int, crops: int, world: World, log: RunLog, what: str) -> ViewScores:
+    """Scores of all ranks, on rank 0."""
+    scores = ViewScores()
+    evaluate(
+        partial(build.predict_logits, model.eval()),
+        build.test_loader(config, videos, clips=clips, crops=crops, world=world),
+        scores,
+        world=world,
+        mean=config.data.mean,
+        std=config.data.std,
+        views_per_forward=config.test.views_per_forward,
+        precision=config.test.precision,
+        total=len(videos),
+        what=what,
+        log=log,
+    )
+    return scores.merged(world)
+
+
+def _classes(config: Config, videos: VideoList) -> tuple[list[str], int | None]:
+    """(class names, class count); names of another number than the model's classes are left out. None: no classes."""
+    if config.task == "pretrain":
+        return [], None
+    names = build.class_names(config, videos)
+    num_classes = build.number_of_classes(config, names)
+    return (names if len(names) == num_classes else []), num_classes
+
+
+def _say_classes(log: RunLog, names: list[str], config: Config) -> None:
+    if config.task == "classify" and config.data.classes and not names:
+        log.say(f"{config.data.classes} names another number of classes than the model has: names are left out")
+
+
+def _weights(config: Config) -> Path:
+    """Weights for test and features: test.weights, or the run's last. Raises UserError."""
+    try:
+        return weights_file(config.test.weights or config.output)
+    except ValueError as e:
+        raise UserError(f"test.weights: {e}; train first, or set test.weights") from e
+
+
+def _accuracy_text(accuracy: dict) -> str:
+    if accuracy["top1"] is None:
+        return "no labels"
+    return f"top-1 {accuracy['top1']:.2f}, top-5 {accuracy['top5']:.2f}"
+
+
+def _list_hash(videos: VideoList) -> str:
+    digest = hashlib.sha256()
+    for i in range(len(videos)):
+        digest.update(f"{videos.written(i)} {videos.label(i)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _git_state() -> dict | None:
+    """Commit of the code, and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None
