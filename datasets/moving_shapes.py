@@ -2,7 +2,7 @@
 
     python datasets/moving_shapes.py data/moving_shapes
 
-Eight classes: a disc or a square that moves left, right, up or down. Colour, size, speed, place and background vary. A
+Eight classes: a disc or a square that moves left, right, up or down. Colour, size, speed, place and the (dark) ground vary. A
 single frame does not tell the direction, so a model has to look at motion, and videos must never be mirrored. The frames
 are wider than high, so that three test crops differ. Train and val never share a seed. Writes train.csv, val.csv (paths
 relative to the folder) and classes.txt. The same arguments give the same pixels; a finished folder is left as it is.
@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-WIDTH, HEIGHT, NUM_FRAMES, FPS = 96, 64, 32, 30
+WIDTH, HEIGHT, NUM_FRAMES, FPS = 96, 64, 24, 30
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPES = ("disc", "square")
 CLASSES = [f"{shape} moving {direction}" for shape in SHAPES for direction in DIRECTIONS]
@@ -25,12 +25,13 @@ def draw_video(label: int, seed: int) -> np.ndarray:
     """uint8 [NUM_FRAMES, HEIGHT, WIDTH, 3]"""
     rng = np.random.default_rng([label, seed])
     shape, (dx, dy) = SHAPES[label // 4], list(DIRECTIONS.values())[label % 4]
-    radius, speed = rng.uniform(7, 12), rng.uniform(0.5, 1.0)
-    background, colour = _two_colours(rng)
+    radius, speed = rng.uniform(10, 14), rng.uniform(2.0, 2.8)
+    background, colour = rng.uniform(30, 50, 3), rng.uniform(180, 250, 3)
     # The place at half time; near the middle, so that the shape is at least partly in each of the three crops.
     centre = np.array([rng.uniform(34, 62), rng.uniform(26, 38)])
-    texture = rng.normal(0, 6, (HEIGHT, WIDTH, 1))
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    slope = rng.uniform(-0.1, 0.1, 2)  # a ground that is not flat gives a masked autoencoder something to predict
+    ramp = ((x - WIDTH / 2) * slope[0] + (y - HEIGHT / 2) * slope[1])[..., None]
     frames = []
     for t in range(NUM_FRAMES):
         cx, cy = centre + np.array([dx, dy]) * speed * (t - NUM_FRAMES / 2)
@@ -39,7 +40,7 @@ def draw_video(label: int, seed: int) -> np.ndarray:
         else:
             distance = np.maximum(abs(x - cx), abs(y - cy)) - radius * 0.88  # about the same area
         inside = np.clip(0.5 - distance, 0, 1)[..., None]  # a soft edge, one pixel wide
-        image = background + texture + inside * (colour - background)
+        image = background + ramp + inside * (colour - background)
         frames.append(np.clip(image, 0, 255).astype(np.uint8))
     return np.stack(frames)
 
@@ -71,14 +72,6 @@ def make_dataset(folder: Path, *, train: int, val: int) -> None:
             rows.append(f"{path} {label}\n")
         (folder / f"{split}.csv").write_text("".join(rows))  # val.csv comes last and says that all is there
     print(f"{folder}: {train} training and {val} validation videos, {len(CLASSES)} classes")
-
-
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Background and shape, far enough apart to be seen."""
-    while True:
-        a, b = rng.uniform(20, 235, (2, 3))
-        if abs(a.mean() - b.mean()) > 60:
-            return a, b
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""Shared pieces: a small MovingShapes, real clips where there are any, and tools run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
+
+# A run of a few seconds: overrides on top of the demo's configs.
+SHORT = ["train.epochs=2", "train.log_every=2", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder with train.csv (32 videos), val.csv (9) and classes.txt."""
+    import moving_shapes
+
+    folder = tmp_path_factory.mktemp("moving_shapes")
+    moving_shapes.make_dataset(folder, train=32, val=9)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """The folder of real clips that HIERA_VIDEO_CLIPS names."""
+    folder = os.environ.get("HIERA_VIDEO_CLIPS")
+    if not folder:
+        pytest.skip("no real clips: set HIERA_VIDEO_CLIPS to their folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Runs `python tools/... ` from the repository root; returns the finished process."""
+
+    def run(*command: str, check: int | None = 0) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280
+        )
+        if check is not None:
+            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def finetune(shapes, tmp_path):
+    """Overrides for a short fine-tuning run in its own folder."""
+
+    def overrides(name: str = "run", *more: str) -> list[str]:
+        return [f"data.root={shapes}", f"output={tmp_path / name}", "init.weights=null", *SHORT, *more]
+
+    return overrides
