@@ -1,0 +1,120 @@
+"""Samples, substitutes and order: what makes runs repeatable and evaluation honest."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.data import dataset as module
+from hiera_video.data.annotations import read_videos
+from hiera_video.data.dataset import ClipDataset, Key, TrainingOrder, collate, make_loader, test_batches
+from hiera_video.data.sampling import random_clip, uniform_clips
+from hiera_video.data.transforms import EvalCrops, TrainCrop
+
+rows_of = test_batches  # pytest would take the imported name for a test
+del test_batches
+
+
+def draw(count, fps, rng):
+    return random_clip(count, fps, 8, 2, rng=rng)
+
+
+def spread(count, fps, rng):
+    return uniform_clips(count, fps, 8, 2, num_clips=5)
+
+
+def training_set(root, repeats=1, source="train.csv"):
+    transform = TrainCrop(size=64, flip=0.5, magnitude=7.0, erase=0.5)
+    videos = read_videos(source, root=root)
+    return ClipDataset(videos, sample=draw, transform=transform, repeats=repeats, seed=3, substitute=True)
+
+
+def batches(root, workers, world=1, rank=0, first_step=0):
+    order = TrainingOrder(32, batch_size=8, steps=9, seed=3, first_step=first_step, rank=rank, world=world)
+    return list(make_loader(training_set(root, repeats=2), order, num_workers=workers, pin_memory=False))
+
+
+def equal(a, b):
+    return all(torch.equal(a[k], b[k]) for k in ("clip", "label", "index", "seed", "erase"))
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
+    here, in_workers = batches(shapes, 0), batches(shapes, 2)
+    assert all(equal(a, b) for a, b in zip(here, in_workers, strict=True))
+    assert here[0]["clip"].shape == (8, 2, 3, 8, 64, 64)
+    for a, b in zip(here[5:], batches(shapes, 0, first_step=5), strict=True):
+        assert equal(a, b), "a restart goes on with the same samples"
+    halves = [batches(shapes, 0, world=2, rank=r) for r in range(2)]
+    for whole, first, second in zip(here, *halves, strict=True):
+        assert torch.equal(whole["clip"], torch.cat([first["clip"], second["clip"]])), "ranks share the same batch"
+    epochs = [training_set(shapes)[Key(epoch, 4)]["clip"] for epoch in range(3)]
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_every_video_once_a_pass_and_none_dropped():
+    order = TrainingOrder(13, batch_size=4, steps=13, seed=0)
+    keys = [key for batch in order for key in batch]
+    for epoch in range(4):
+        assert sorted(k.index for k in keys if k.epoch == epoch) == list(range(13))
+    shuffles = [[k.index for k in keys if k.epoch == e] for e in range(2)]
+    assert shuffles[0] != shuffles[1]
+    assert [order.key(p) for p in (40, 3, 40)] == [keys[40], keys[3], keys[40]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_takes_every_row_once(world):
+    rows = [k.index for r in range(world) for b in rows_of(7, batch_size=2, rank=r, world=world) for k in b]
+    assert sorted(rows) == list(range(7))
+
+
+def test_all_views_come_from_one_decode(shapes, monkeypatch):
+    """15 views of a video: one open, one read of the sorted union of their frames."""
+    calls = []
+
+    class Counting(module.open_video):
+        def __enter__(self):
+            reader = super().__enter__()
+            get = reader.get
+            reader.get = lambda indices: calls.append(list(indices)) or get(indices)
+            return reader
+
+    monkeypatch.setattr(module, "open_video", Counting)
+    videos = read_videos("val.csv", root=shapes)
+    sample = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 3))[Key(0, 0)]
+    assert sample["clip"].shape == (15, 3, 8, 64, 64)
+    assert len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
+    # Clip-major: the three crops of a clip follow each other.
+    monkeypatch.undo()
+    one_crop = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 1))[Key(0, 0)]
+    assert torch.equal(one_crop["clip"], sample["clip"][1::3])
+    np.testing.assert_allclose(sample["times"][0], [0, 16 / 30], atol=1e-6)
+
+
+@pytest.fixture
+def damaged(shapes, tmp_path):
+    """A list whose rows 1, 2 and 4 (the last) cannot be read."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video")
+    good = [shapes / line.rsplit(" ", 1)[0] for line in (shapes / "val.csv").read_text().splitlines()[:2]]
+    lines = [f"{good[0]} 0", "empty.mp4 1", "text.mp4 2", f"{good[1]} 3", "gone.mp4 4"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_training_substitutes_the_next_good_row(damaged):
+    dataset = training_set(damaged, source="list.csv")
+    sample = dataset[Key(0, 1)]
+    assert sample["label"] == 3 and [row for row, _ in sample["bad"]] == [1, 2]
+    wrapped = dataset[Key(0, 4)]
+    assert wrapped["label"] == 0 and wrapped["bad"][0][0] == 4 and "No such file" in wrapped["bad"][0][1]
+    assert dataset[Key(0, 3)]["bad"] == []
+
+
+def test_evaluation_never_substitutes(damaged):
+    videos = read_videos("list.csv", root=damaged)
+    dataset = ClipDataset(videos, sample=partial(spread), transform=EvalCrops(64, 64, 3))
+    batch = collate([dataset[Key(0, i)] for i in range(5)])
+    assert batch["index"].tolist() == [0, 3] and batch["label"].tolist() == [0, 3]
+    assert [row for row, _ in batch["bad"]] == [1, 2, 4]
+    assert collate([dataset[Key(0, 1)]])["clip"] is None

@@ -1,0 +1,112 @@
+"""Clips as the recipes want them: shapes, draws, order of operations."""
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.data.randaugment import OPERATIONS, rand_augment
+from hiera_video.data.transforms import EvalCrops, TrainCrop, normalise, pytorchvideo_transform, random_box
+
+
+def frames(height=48, width=80, count=6):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8))
+
+
+def test_three_crops_are_the_published_boxes_of_the_resized_frame():
+    views = EvalCrops(short_side=32, size=32, num_crops=3)(frames())
+    assert views.clips.shape == (3, 3, 6, 32, 32) and views.clips.dtype == torch.uint8
+    whole = torch.nn.functional.interpolate(frames().float(), size=(32, 53), mode="bilinear", align_corners=False)
+    for clip, left in zip(views.clips, (0, 11, 21)):
+        expected = whole[..., left : left + 32].transpose(0, 1)
+        assert (clip.float() - expected).abs().max() <= 1.001  # two passes, each rounded to uint8
+    tall = EvalCrops(short_side=32, size=32, num_crops=3)(frames(80, 48))
+    assert not torch.equal(tall.clips[0], tall.clips[2])
+
+
+def test_training_crop_draws_once_a_clip():
+    """A video of one repeated frame stays one repeated frame, whatever is drawn."""
+    still = frames(count=1).expand(6, -1, -1, -1)
+    transform = TrainCrop(size=32, scale=(0.08, 1.0), flip=0.5, magnitude=7.0)
+    clips = [transform(still, np.random.default_rng(seed)).clips[0] for seed in range(40)]
+    for clip in clips:
+        assert clip.shape == (3, 6, 32, 32) and clip.dtype == torch.uint8
+        assert (clip == clip[:, :1]).all()
+    assert len({clip.numpy().tobytes() for clip in clips}) == 40
+    again = transform(still, np.random.default_rng(7)).clips[0]
+    assert torch.equal(again, clips[7])
+
+
+def test_no_flip_means_no_flip():
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(4, 3, 48, 64)  # brighter to the right
+    for seed in range(50):
+        kept = TrainCrop(size=32, flip=0.0)(ramp, np.random.default_rng(seed)).clips.float()
+        flipped = TrainCrop(size=32, flip=1.0)(ramp, np.random.default_rng(seed)).clips.float()
+        assert kept[..., -1].mean() > kept[..., 0].mean()
+        assert torch.equal(flipped, kept.flip(-1))
+
+
+def test_boxes_have_the_asked_area_and_ratio():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        top, left, h, w = random_box(240, 320, scale=(0.08, 1.0), aspect=(0.75, 1.3333), rng=rng)
+        assert 0 <= top <= 240 - h and 0 <= left <= 320 - w
+        assert 0.07 < h * w / (240 * 320) <= 1
+        assert 0.7 < w / h < 1.4
+    assert random_box(10, 100, scale=(1.0, 1.0), aspect=(0.75, 1.3333), rng=rng) == (0, 43, 10, 13)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_randaugment_operation(name):
+    image = frames() // 2 + 40
+    out = OPERATIONS[name](image, 0.7, 1)
+    assert out.shape == image.shape and out.dtype == torch.uint8
+    assert not torch.equal(out, image)
+
+
+def test_randaugment_is_seeded_and_sometimes_leaves_a_clip_alone():
+    image = frames()
+    outs = [rand_augment(image, magnitude=7.0, rng=np.random.default_rng(s)) for s in range(60)]
+    unchanged = sum(torch.equal(out, image) for out in outs)
+    assert 5 <= unchanged <= 30  # both operations are skipped in a quarter of the draws
+    assert torch.equal(outs[3], rand_augment(image, magnitude=7.0, rng=np.random.default_rng(3)))
+
+
+def test_erasing_fills_the_box_after_normalisation():
+    clips = torch.full((3, 3, 4, 32, 32), 200, dtype=torch.uint8)
+    erase = torch.tensor([[0, 0, 0, 0], [4, 6, 20, 24], [4, 6, 20, 24]])
+    out = normalise(clips, erase=erase, seeds=torch.tensor([1, 2, 3]))
+    value = (200 / 255 - 0.45) / 0.225
+    assert torch.allclose(out[0], torch.tensor(value))
+    box = out[1, :, :, 4:24, 6:30]
+    assert abs(box.mean()) < 0.05 and abs(box.std() - 1) < 0.05
+    out[1, :, :, 4:24, 6:30] = value
+    assert torch.allclose(out[1], torch.tensor(value))
+    alone = normalise(clips[2:], erase=erase[2:], seeds=torch.tensor([3]))
+    assert torch.equal(alone[0], out[2]), "noise depends on the clip's seed, not on its batch"
+
+
+def test_pytorchvideo_transform_feeds_a_hiera(shapes):
+    data = pytest.importorskip("pytorchvideo.data")
+    from hiera_video.models import create_hiera
+
+    for decoder in ("decord", "pyav"):
+        if decoder == "decord":
+            pytest.importorskip("decord")
+        dataset = data.labeled_video_dataset(
+            str(shapes / "val.csv"),
+            data.make_clip_sampler("constant_clips_per_video", 16 / 30, 1),
+            video_sampler=torch.utils.data.SequentialSampler,
+            transform=pytorchvideo_transform(num_frames=8, crop_size=64),
+            video_path_prefix=str(shapes),
+            decode_audio=False,
+            decoder=decoder,
+        )
+        samples = list(dataset)
+        assert [s["label"] for s in samples] == [i % 8 for i in range(9)]
+        clip = torch.stack([s["video"] for s in samples])
+        model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, num_classes=8).eval()
+        with torch.no_grad():
+            assert model(clip).shape == (9, 8)
+        assert clip.dtype == torch.float32 and -2.1 < clip.min() < clip.max() < 2.5
+    random = pytorchvideo_transform(num_frames=8, crop_size=32, random_crop=TrainCrop(size=32, erase=1.0))
+    assert random({"video": torch.rand(3, 16, 48, 64) * 255, "label": 3})["video"].shape == (3, 8, 32, 32)
