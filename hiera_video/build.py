@@ -206,10 +206,7 @@ def _eval_loader(
     config: Config, videos: VideoList, sample: ClipSampler, *, crops: int, world: World
 ) -> Iterable[Batch]:
     size = config.data.crop_size
-    try:
-        transform = EvalCrops(short_side=config.test.short_side or size, size=size, num_crops=crops)
-    except ValueError as e:
-        raise UserError(f"test.short_side: {e}") from e
+    transform = EvalCrops(short_side=config.test.short_side or size, size=size, num_crops=crops)
     dataset = ClipDataset(videos, sample=sample, transform=transform, decoder=config.data.decoder, seed=config.seed)
     batches = test_batches(len(videos), batch_size=config.test.batch_size, rank=world.rank, world=world.size)
     return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")

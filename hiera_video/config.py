@@ -210,6 +210,8 @@ def _check_values(config: Config) -> None:
     for key in ("data.num_workers", "train.val_every", "seed"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]} must be >= 0")
+    if config.test.short_side is not None and config.test.short_side < config.data.crop_size:
+        raise UserError(f"test.short_side={config.test.short_side} is less than data.crop_size={config.data.crop_size}")
     if config.data.directional and config.data.flip:
         raise UserError(
             f"data.flip={config.data.flip} with data.directional=true: this data set tells left from right, so its videos "

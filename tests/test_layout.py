@@ -53,7 +53,9 @@ def test_outside_libraries_have_one_door():
     assert users_of("decord") == users_of("av") == {"data/video.py"}
     assert users_of("omegaconf") == {"config.py"}
     assert users_of("pytorchvideo") == {"build.py", "models/pytorchvideo_models.py"}
-    assert not any(name.startswith("hiera_video.data") for f in (PACKAGE / "models").glob("*.py") for name in imports(f))
+    assert not any(
+        name.startswith("hiera_video.data") for f in (PACKAGE / "models").glob("*.py") for name in imports(f)
+    )
 
 
 def test_no_package_shadows_another_library():

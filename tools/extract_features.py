@@ -20,7 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="config file (YAML) of the model and its clips")
     parser.add_argument("--weights", required=True, help="weight file, step folder or run folder")
-    parser.add_argument("--videos", required=True, help="list, `path` or `path label` a line, or a folder of class folders")
+    parser.add_argument(
+        "--videos", required=True, help="list, `path` or `path label` a line, or a folder of class folders"
+    )
     parser.add_argument("--output", required=True, help="folder for the features")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     args = parser.parse_args()

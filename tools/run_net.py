@@ -1,7 +1,7 @@
 """Pretrain, fine-tune, test, extract features: runs the stages that a config lists.
 
-    python tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml data.root=/k400
-    torchrun --nproc_per_node 8 tools/run_net.py --cfg ...
+python tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml data.root=/k400
+torchrun --nproc_per_node 8 tools/run_net.py --cfg ...
 """
 
 import argparse

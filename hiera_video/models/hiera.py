@@ -219,14 +219,15 @@ class Trunk(nn.Module):
         """[B, 3, (T,) H, W] -> [B, U, L, C]"""
         self._check_clip(clip)
         x = tokens.to_units(self.patch_embed(clip), self.mask_unit_size, self.q_stride, self.q_pool)
-        return x + self.position_table()[self.unit_index]
+        return x + F.embedding(self.unit_index, self.position_table())
 
     def embed_visible(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
         """As `embed`, for the units `visible` [B, V] only and without a look at hidden pixels. -> [B, V, L, C]"""
         self._check_clip(clip)
         x = self.patch_embed.visible_units(clip, keep.view(-1, *self.units), visible, self.mask_unit_size)
         x = tokens.to_units(x, self.mask_unit_size, self.q_stride, self.q_pool)  # [B * V, 1, L, C]
-        return x.view(*visible.shape, *x.shape[2:]) + self.position_table()[self.unit_index[visible]]
+        # A lookup and not an index: its gradient is summed in a fixed order, so that runs repeat to the bit.
+        return x.view(*visible.shape, *x.shape[2:]) + F.embedding(self.unit_index[visible], self.position_table())
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """[B, U, L, C] -> the same at the end of every stage, each [B, U, L_stage, C_stage]."""

@@ -18,8 +18,8 @@ class PyTorchVideoModel(nn.Module):
     def __init__(self, net: nn.Module, *, two_pathways: bool):
         super().__init__()
         self.net, self.two_pathways = net, two_pathways
-        name, self._projection = [(n, m) for n, m in net.named_modules() if n.endswith("proj")][-1]
-        self.head_prefix = f"net.{name}."
+        self._head = [name for name, _ in net.named_modules() if name.endswith("proj")][-1]
+        self.head_prefix = f"net.{self._head}."
 
     def forward(self, clip: Tensor) -> Tensor:
         """-> logits [B, num_classes]"""
@@ -28,7 +28,8 @@ class PyTorchVideoModel(nn.Module):
     def features(self, clip: Tensor) -> Tensor:
         """What the classifier's linear layer reads, averaged over the positions that it is applied at: [B, dim]."""
         seen: list[Tensor] = []
-        hook = self._projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        head = self.net.get_submodule(self._head)
+        hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             self.net(self._pathways(clip))
         finally:

@@ -29,7 +29,9 @@ def test_crops_are_the_published_ones():
         size, corners = crop_boxes(case["height"], case["width"], short_side=case["short_side"], size=case["crop"])
         assert list(size) == case["resized"]
         assert corners[case["index"]] == (case["top"], case["left"]), case
-        assert crop_boxes(case["height"], case["width"], short_side=case["short_side"], size=case["crop"], num_crops=1) == (
+        assert crop_boxes(
+            case["height"], case["width"], short_side=case["short_side"], size=case["crop"], num_crops=1
+        ) == (
             size,
             [corners[1]],
         )

@@ -16,7 +16,9 @@ SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 
 DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)
 
 
-@pytest.mark.parametrize("unit, stride, pools", [((1, 8, 8), (1, 2, 2), 3), ((2, 4, 4), (2, 2, 2), 1), ((8, 8), (2, 2), 2)])
+@pytest.mark.parametrize(
+    "unit, stride, pools", [((1, 8, 8), (1, 2, 2), 3), ((2, 4, 4), (2, 2, 2), 1), ((8, 8), (2, 2), 2)]
+)
 def test_token_order_is_undone(unit, stride, pools):
     grid = tuple(2 * u for u in unit)
     x = torch.randn(2, *grid, 5)
@@ -56,7 +58,10 @@ def test_masks_are_drawn_as_published():
     assert out.keep.sum(1).tolist() == [4, 4]
     assert out.pred.shape == out.target.shape == (2 * 12 * 4, 768)
     with pytest.raises(ValueError, match="same number"):
-        mae(torch.randn(2, 3, 8, 64, 64), keep=torch.eye(16, dtype=torch.bool)[:2].logical_or(torch.arange(2)[:, None] == 0))
+        mae(
+            torch.randn(2, 3, 8, 64, 64),
+            keep=torch.eye(16, dtype=torch.bool)[:2].logical_or(torch.arange(2)[:, None] == 0),
+        )
 
 
 def test_features_are_what_the_classifier_reads():

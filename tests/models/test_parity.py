@@ -83,7 +83,9 @@ def test_autoencoder(kind):
     assert_same_gradients(ours, theirs)
 
 
-@pytest.mark.parametrize("arguments", [dict(q_pool=2), dict(q_pool=1), dict(mask_unit_attn=(True, False, False, False))])
+@pytest.mark.parametrize(
+    "arguments", [dict(q_pool=2), dict(q_pool=1), dict(mask_unit_attn=(True, False, False, False))]
+)
 def test_other_arguments(arguments):
     theirs = draw_weights(official.Hiera(**VIDEO, num_classes=7, **arguments))
     ours = create_hiera("hiera_base_16x224", **VIDEO, num_classes=7, **arguments)

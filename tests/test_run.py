@@ -1,0 +1,386 @@
+"""The main job as users start it: whole runs, restarts, ranks, and everything that can be wrong with the input."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SHORT
+from safetensors.torch import load_file
+
+from hiera_video.config import load_config
+from hiera_video.errors import RunStopped, UserError
+from hiera_video.run import run
+
+FINETUNE, PRETRAIN = "configs/demo/finetune.yaml", "configs/demo/pretrain.yaml"
+
+
+def start(*overrides, cfg=FINETUNE):
+    run(load_config(ROOT / cfg, overrides))
+
+
+def results(folder):
+    """What A4 promises to be the same: last checkpoint and test results, as bytes."""
+    last = (folder / "checkpoints/latest").resolve()
+    files = [
+        last / "model.safetensors",
+        last / "train_state.pt",
+        folder / "test/metrics.json",
+        folder / "test/predictions.csv",
+    ]
+    return {f"{last.name}/{f.name}": f.read_bytes() for f in files}
+
+
+def steps(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if row["split"] == "train"]
+
+
+def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
+    """The whole path in one go, and every file that the contract names."""
+    mae, out = tmp_path / "mae", tmp_path / "run"
+    tool("tools/run_net.py", "--cfg", PRETRAIN, f"data.root={shapes}", f"output={mae}", *SHORT)
+    overrides = [o for o in finetune() if not o.startswith("init.")]
+    tool(
+        *("tools/run_net.py", "--cfg", FINETUNE, *overrides, f"init.weights={mae}"),
+        *("stages=[train,test,features]", "train.val_every=1", "features.stages=[1,4]"),
+    )
+    for name in ("config.yaml", "run.json", "log.txt", "metrics.jsonl", "tb", "checkpoints/latest/model.safetensors"):
+        assert (out / name).exists(), name
+    assert "head.projection" in (out / "log.txt").read_text(), "the re-initialised head is in the log"
+    latest = out / "checkpoints/latest"
+    assert latest.is_symlink() and not latest.readlink().is_absolute() and latest.readlink().name == "step_000000004"
+
+    card = json.loads((out / "run.json").read_text())
+    assert card["world_size"] == 1 and card["lists"]["data.train"]["videos"] == 32
+    assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "run_net.py" in card["command"]
+
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    train = [r for r in rows if r["split"] == "train"]
+    assert train[-1]["step"] == 4
+    assert set(train[0]) == {"split", "step", "epoch", "loss", "lr", "clips_per_s", "data_wait"}
+    assert [r["step"] for r in rows if r["split"] == "val"] == [2, 4]
+
+    metrics = json.loads((out / "test/metrics.json").read_text())
+    assert metrics["videos"] == metrics["videos_expected"] == 9 and metrics["missing"] == []
+    assert metrics["views"] == [5, 3] and 0 <= metrics["top1"] <= metrics["top5"] <= 100
+    scores = load_file(out / "test/scores.safetensors")
+    assert scores["scores"].shape == (9, 8) and scores["index"].tolist() == list(range(9))
+    torch.testing.assert_close(scores["scores"].sum(1), torch.ones(9))
+    with open(out / "test/predictions.csv") as f:
+        predictions = list(csv.DictReader(f))
+    assert [r["path"] for r in predictions] == [
+        line.rsplit(" ", 1)[0] for line in (shapes / "val.csv").read_text().splitlines()
+    ]
+    hits = sum(r["label"] == r["prediction"] for r in predictions)
+    assert metrics["top1"] == pytest.approx(100 * hits / 9)
+    assert [int(r["top1_class"]) for r in predictions] == scores["scores"].argmax(1).tolist()
+
+    with open(out / "features/manifest.csv") as f:
+        manifest = list(csv.DictReader(f))
+    assert [r["status"] for r in manifest] == ["ok"] * 9
+    features = load_file(out / "features" / manifest[0]["file"])
+    assert features["features"].shape == (2, 128) and features["times"].shape == (2, 2)
+    assert features["stage1"].shape == (2, 4, 16, 16, 16) and features["stage4"].shape == (2, 4, 2, 2, 128)
+
+    before = (out / "log.txt").read_text().count("done already")
+    tool(
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *overrides,
+        f"init.weights={mae}",
+        "train.val_every=1",
+        "features.stages=[1,4]",
+    )
+    assert (out / "log.txt").read_text().count("done already") == before + 2, "a finished stage is not repeated"
+
+    # Features of the masked autoencoder's own weights, through the tool.
+    tool(
+        *("tools/extract_features.py", "--cfg", PRETRAIN, "--weights", mae, "--videos", shapes / "val.csv"),
+        *("--output", tmp_path / "mae_features", f"data.root={shapes}", *SHORT),
+    )
+    assert len(list((tmp_path / "mae_features").glob("*.safetensors"))) == 9
+
+
+def test_same_config_and_seed_same_weights(tmp_path, finetune):
+    for name in ("a", "b"):
+        start(*finetune(name), "classify.mixup=0.8", "model.drop_path_rate=0.2", "data.erase=0.3")
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+    start(*finetune("c"), "classify.mixup=0.8", "model.drop_path_rate=0.2", "data.erase=0.3", "data.num_workers=2")
+    assert results(tmp_path / "a") == results(tmp_path / "c"), "whatever the number of workers"
+    start(*finetune("d"), "seed=1")
+    assert results(tmp_path / "a") != results(tmp_path / "d")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_run_ends_the_same(tmp_path, finetune, workers):
+    """Kill -9 between two checkpoints; the same command goes on and ends byte for byte as an uninterrupted run."""
+    more = ["train.epochs=6", "train.log_every=1", f"data.num_workers={workers}", "model.drop_path_rate=0.2"]
+    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("killed"), *more]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # checkpoints come every 2 of 12 steps; die at a step between them
+        done = steps(killed) if (killed / "metrics.jsonl").exists() else [0]
+        if done and done[-1] >= 5:
+            break
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "test/metrics.json").exists(), "it was to be killed before the end"
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=250)
+    assert "continuing after step" in (killed / "log.txt").read_text()
+    start(*finetune("whole"), *more, "data.num_workers=0")
+    assert results(killed) == results(tmp_path / "whole")
+    assert steps(killed) == list(range(1, 13)), "each step stands once"
+    assert not list((killed / "checkpoints").glob(".writing*"))
+
+
+def test_pretraining_is_repeatable_and_learns(shapes, tmp_path):
+    overrides = [
+        f"data.root={shapes}",
+        *SHORT,
+        "train.epochs=16",
+        "train.batch_size=8",
+        "optim.lr=2e-3",
+        "train.repeats=2",
+    ]
+    for name in ("a", "b"):
+        start(*overrides, f"output={tmp_path / name}", cfg=PRETRAIN)
+    weights = [load_file(tmp_path / n / "checkpoints/latest/model.safetensors") for n in ("a", "b")]
+    assert all(torch.equal(t, weights[1][n]) for n, t in weights[0].items())
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) / 3 < 0.95 * sum(losses[:3]) / 3
+
+
+def test_two_ranks_score_every_video_once(tmp_path, finetune):
+    start(*finetune("one"))
+    weights = f"test.weights={tmp_path / 'one'}"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29571"]
+    command = [*launch, "tools/run_net.py", "--cfg", FINETUNE, *finetune("two"), weights, "stages=[test,features]"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = (load_file(tmp_path / n / "test/scores.safetensors") for n in ("one", "two"))
+    assert torch.equal(one["index"], two["index"])
+    torch.testing.assert_close(one["scores"], two["scores"], rtol=0, atol=1e-5)
+    assert len((tmp_path / "two/features/manifest.csv").read_text().splitlines()) == 10
+
+
+def test_two_ranks_train_as_one(tmp_path, finetune):
+    """No mixing, no dropout: the same global batches give the same losses."""
+    start(*finetune("one"), "stages=[train]", "train.log_every=1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29572"]
+    command = [*launch, "tools/run_net.py", "--cfg", FINETUNE, *finetune("two"), "stages=[train]", "train.log_every=1"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def losses(name):
+        rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [row["loss"] for row in rows if row["split"] == "train"]
+
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["slow_r50", "slowfast_r50", "mvit_base_16x4", "x3d_m"])
+def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name):
+    pytest.importorskip("pytorchvideo")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"model: {{name: {name}}}\noutput: {tmp_path / 'run'}\n"
+        f"data: {{root: {shapes}, classes: classes.txt, directional: true, num_frames: 8, sampling_rate: 2, crop_size: 64,"
+        " num_workers: 0}\ntrain: {epochs: 0.5, batch_size: 8}\ntest: {clips: 2, crops: 1}\n"
+    )
+    run(load_config(config))
+    metrics = json.loads((tmp_path / "run/test/metrics.json").read_text())
+    assert metrics["videos"] == 9 and metrics["views"] == [2, 1]
+    scores = load_file(tmp_path / "run/test/scores.safetensors")["scores"]
+    torch.testing.assert_close(scores.sum(1), torch.ones(9))
+
+
+def test_pytorchvideo_samplers_by_name(tmp_path, finetune):
+    pytest.importorskip("pytorchvideo")
+    sampler = ["data.clip_sampler=pytorchvideo.random", "test.clip_sampler=pytorchvideo.constant_clips_per_video"]
+    start(*finetune(), *sampler, "test.clip_sampler_args=[2]")
+    assert json.loads((tmp_path / "run/test/metrics.json").read_text())["videos"] == 9
+
+
+def test_own_videos_from_class_folders(shapes, tmp_path, tool):
+    """The README's three commands, on MovingShapes laid out as class folders."""
+    mine = tmp_path / "my videos"
+    shutil.copytree(shapes / "train", mine)
+    tool("datasets/make_lists.py", mine, "--val", "0.25")
+    assert len((mine / "val.csv").read_text().splitlines()) == 8
+    small = ["model.name=hiera_tiny_16x224", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_frames=8"]
+    small += ["data.sampling_rate=2", "data.crop_size=64", "data.num_workers=0", "train.epochs=1", "train.batch_size=8"]
+    small += ["train.precision=float32", "data.directional=true", f"output={tmp_path / 'own'}", f"data.root={mine}"]
+    tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *small, "stages=[train]")
+    tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *small, "stages=[test]")
+    assert json.loads((tmp_path / "own/test/metrics.json").read_text())["videos"] == 8
+    # Class folders without lists do as well.
+    more = [o for o in small if not o.startswith("output")] + [f"output={tmp_path / 'folders'}", "data.classes=null"]
+    tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *more, f"data.train={mine}", f"data.val={mine}")
+
+
+@pytest.fixture
+def odd_list(shapes, tmp_path):
+    """Two good videos among everything that can be wrong with a file."""
+    import moving_shapes
+
+    good = shapes / "train/disc_moving_left/00000.mp4"
+    whole = good.read_bytes()
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is no video" * 99)
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    moving_shapes.write_video(tmp_path / "short.mp4", moving_shapes.draw_video(1, 0)[:3])
+    moving_shapes.write_video(tmp_path / "one.mp4", moving_shapes.draw_video(1, 0)[:1])
+    names = [str(good), "zero.mp4", "text.mp4", "cut.mp4", "gone.mp4", "short.mp4", "one.mp4"]
+    (tmp_path / "odd.csv").write_text("".join(f"{n} {i % 8}\n" for i, n in enumerate(names)))
+    return tmp_path
+
+
+def test_bad_videos_stop_nothing_and_are_named(odd_list, finetune, shapes):
+    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}"]
+    classes = [f"data.classes={shapes / 'classes.txt'}", "data.max_bad_fraction=0.9", "train.batch_size=4"]
+    start(*finetune(), *lists, *classes, "stages=[train,test,features]")
+    metrics = json.loads((odd_list / "run/test/metrics.json").read_text())
+    assert metrics["videos"] == 3 and metrics["videos_expected"] == 7
+    assert metrics["missing"] == ["zero.mp4", "text.mp4", "cut.mp4", "gone.mp4"]
+    log = (odd_list / "run/log.txt").read_text()
+    for name in metrics["missing"]:
+        assert f"replaced by the next good one: {name}" in log and f"not scored: {name}" in log
+    with open(odd_list / "run/features/manifest.csv") as f:
+        status = {r["path"]: r["status"] for r in csv.DictReader(f)}
+    assert status["short.mp4"] == status["one.mp4"] == "ok" and "Invalid data" in status["cut.mp4"]
+
+
+def test_too_many_bad_videos_stop_the_run(odd_list, finetune, shapes, tool):
+    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
+    done = tool("tools/run_net.py", "--cfg", FINETUNE, *finetune(), *lists, f"data.val={odd_list / 'odd.csv'}", check=3)
+    assert done.stderr.startswith("stopped: ") and "data.max_bad_fraction=0.1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
+    lists = [f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
+    lists += [f"data.train={odd_list / 'odd.csv'}", "data.max_bad_fraction=1"]
+    with pytest.raises(RunStopped, match="coverage"):
+        start(*finetune(), *lists, "test.min_coverage=0.9")
+    assert (odd_list / "run/test/metrics.json").exists(), "what was scored is kept"
+
+
+def test_loss_that_is_not_finite_stops_the_run(finetune):
+    with pytest.raises(RunStopped, match="not finite"):
+        start(*finetune(), "optim.lr=1e30", "optim.clip_grad=0", "train.log_every=1", "optim.warmup_epochs=0")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["data.root=/nowhere"], "data.train: there is no list /nowhere/train.csv; set data.root"),
+        (["data.train=empty.csv"], "is empty"),
+        (["data.train=elsewhere.csv"], "none of the first videos"),
+        (["model.num_classes=5"], "has label 5, but the model has 5 classes"),
+        (["data.classes=null"], "model.num_classes: set it"),
+        (["data.classes=gone.txt"], "data.classes: there is no file gone.txt"),
+        (["model.name=hiera_giant_16x224"], "there is no model 'hiera_giant_16x224'"),
+        (["model.name=hiera_base_224"], "use hiera_base_16x224"),
+        (["model.decoder_depth=3"], "takes no argument 'decoder_depth'"),
+        (["model.input_size=[8,96,96]"], "differs from the clips"),
+        (["data.crop_size=60"], "input_size: 60"),
+        (["init.weights=/nowhere.pth"], "init.weights: no weights at /nowhere.pth"),
+        (["device=cuda"], "sees no GPU"),
+        (["data.num_frame=3"], "nearest is 'data.num_frames'"),
+        (["test.short_side=32"], "test.short_side"),
+        (["features.stages=[5]", "stages=[features]", "test.weights=x"], "features.stages"),
+        (["stages=[test]"], "test.weights: no weights"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(shapes, tmp_path, finetune, overrides, message):
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    (shapes / "empty.csv").write_text("\n")
+    (shapes / "elsewhere.csv").write_text("/nowhere/a.mp4 0\n")
+    with pytest.raises(UserError) as e:
+        start(*finetune(), *overrides)
+    assert message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_exit_status_2_from_the_command_line(tool):
+    done = tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", check=2)
+    assert done.stderr.startswith("error: ") and "data.root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert not (ROOT / "runs/hiera_b_16x4").exists()
+
+
+def test_main_config_trains_on_any_small_list(shapes, tmp_path, tool):
+    small = [
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "data.num_frames=8",
+        "data.crop_size=64",
+        "train.batch_size=8",
+    ]
+    small += ["train.epochs=1", "data.num_workers=0", f"output={tmp_path / 'run'}", "test.clips=1", "train.val_every=0"]
+    tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", f"data.root={shapes}", *small)
+    assert json.loads((tmp_path / "run/test/metrics.json").read_text())["videos"] == 9
+
+
+def test_changed_config_and_wrong_weights(tmp_path, finetune, shapes):
+    start(*finetune(), "stages=[train]")
+    before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match=r"another config; these keys differ: train\.epochs, optim\.lr"):
+        start(*finetune(), "stages=[train]", "optim.lr=0.5", "train.epochs=9")
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
+    trained = f"test.weights={tmp_path / 'run'}"
+    with pytest.raises(UserError, match=r"test: .*does not fit.*"):
+        start(*finetune("t"), trained, "stages=[test]", "model.stages=[1,1,2,1]")
+    for stage in ("test", "features"):
+        with pytest.raises(UserError, match=r"head\.projection"):
+            start(*finetune(f"c{stage}"), trained, f"stages=[{stage}]", "model.num_classes=9")
+    with pytest.raises(UserError, match=r"init\.weights: .*does not fit"):
+        start(*finetune("i"), f"init.weights={tmp_path / 'run'}", "model.embed_dim=32")
+    start(*finetune("h"), f"init.weights={tmp_path / 'run'}", "model.num_classes=9", "stages=[train]")
+    log = (tmp_path / "h/log.txt").read_text()
+    assert "re-initialised: head.projection" in log and "names are left out" in log
+
+
+def test_resume_with_another_class_count_is_refused(tmp_path, finetune):
+    start(*finetune(), "stages=[train]")
+    (tmp_path / "run/config.yaml").unlink()  # as if an older program had left the folder
+    with pytest.raises(UserError, match=r"cannot resume: .*head\.projection"):
+        start(*finetune(), "stages=[train]", "model.num_classes=9", "train.epochs=4")
+
+
+def test_real_clips(clips, tmp_path, tool):
+    """The whole path on real and odd files: nothing stops, everything is counted."""
+    names = sorted(p.name for p in clips.iterdir() if p.suffix != ".md" and p.name != "hangs_decord.mp4")
+    (tmp_path / "real.csv").write_text("".join(f"{n} {i % 3}\n" for i, n in enumerate(names)))
+    lists = [f"data.root={clips}", *(f"data.{k}={tmp_path / 'real.csv'}" for k in ("train", "val"))]
+    small = [
+        "model.num_classes=3",
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "data.num_frames=8",
+        "data.crop_size=64",
+    ]
+    small += [
+        "train.batch_size=4",
+        "train.epochs=4",
+        "data.num_workers=1",
+        "data.max_bad_fraction=0.2",
+        "train.val_every=0",
+    ]
+    out = tmp_path / "run"
+    stages = "stages=[train,test,features]"
+    tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", *lists, *small, f"output={out}", stages)
+    metrics = json.loads((out / "test/metrics.json").read_text())
+    assert len(names) == 11 and metrics["videos_expected"] == 11
+    assert metrics["videos"] + len(metrics["missing"]) == 11
+    assert metrics["missing"] == ["corrupted.mp4"]
+    assert len((out / "features/manifest.csv").read_text().splitlines()) == 12
