@@ -28,7 +28,14 @@ def same(a, b):
     return all(torch.equal(t, b.state_dict()[n]) for n, t in a.state_dict().items())
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model_state": s, "epoch": 3}, lambda s: {"model": {"module." + k: v for k, v in s.items()}}])  # fmt: skip
+WRAPPINGS = {
+    "bare": lambda state: state,
+    "official": lambda state: {"model_state": state, "epoch": 3},
+    "data_parallel": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
 def test_published_files_load_as_they_are(model, other, tmp_path, wrap):
     torch.save(wrap(other.state_dict()), tmp_path / "x.pth")
     report = load_weights(model, tmp_path / "x.pth")
