@@ -33,16 +33,20 @@ def save_checkpoint(
     torch.save({"step": step, **flat_optimizer_state(optimizer, model)}, temporary / "train_state.pt")
     for file in (temporary / "model.safetensors", temporary / "train_state.pt", temporary):
         _flush(file)
-    if final.exists():  # left by a run that was killed before `latest` could point to it
-        shutil.rmtree(final)
     temporary.rename(final)
-    link = folder / f"{TEMPORARY}latest"
-    link.symlink_to(final.name)
-    link.rename(folder / "latest")
-    _flush(folder)
+    point_latest(folder, final.name)
     for old in sorted(folder.glob("step_*"))[:-keep] if keep else []:
         shutil.rmtree(old)
     return final
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Makes `folder/latest` a relative link to the step folder `name`; there is no moment without one."""
+    link = folder / f"{TEMPORARY}latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    link.rename(folder / "latest")
+    _flush(folder)
 
 
 def save_weights(file: Path, model: nn.Module, metadata: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import nn
 
 from hiera_video import build
-from hiera_video.checkpoint import checkpoint_step, latest_checkpoint, resume, save_checkpoint
+from hiera_video.checkpoint import checkpoint_step, latest_checkpoint, point_latest, resume, save_checkpoint
 from hiera_video.config import Config, changed_keys, to_yaml
 from hiera_video.data.annotations import VideoList, check_labels
 from hiera_video.data.video import decord_is_installed
@@ -150,6 +150,8 @@ class TrainStage:
         config, world, plan = self.config, self.world, self.plan
         checkpoint = latest_checkpoint(self.checkpoints)
         first_step = checkpoint_step(checkpoint)
+        if checkpoint is not None and world.is_main:  # a kill may have come between the folder and the link
+            point_latest(self.checkpoints, checkpoint.name)
         if first_step >= plan.steps:
             log.say(f"train: done already, {plan.steps} steps")
             return

@@ -384,3 +384,14 @@ def test_real_clips(clips, tmp_path, tool):
     assert metrics["videos"] + len(metrics["missing"]) == 11
     assert metrics["missing"] == ["corrupted.mp4"]
     assert len((out / "features/manifest.csv").read_text().splitlines()) == 12
+
+
+def test_kill_between_checkpoint_and_link(tmp_path, finetune):
+    """The newest folder counts, also where `latest` still points to the one before."""
+    start(*finetune(), "stages=[train]")
+    checkpoints = tmp_path / "run/checkpoints"
+    older = sorted(p.name for p in checkpoints.glob("step_*"))[0]
+    (checkpoints / "latest").unlink()
+    (checkpoints / "latest").symlink_to(older)
+    start(*finetune(), "stages=[train,test]")
+    assert (checkpoints / "latest").readlink().name == "step_000000004"

@@ -6,7 +6,7 @@ from conftest import ROOT
 TOOLS = sorted(str(p.relative_to(ROOT)) for folder in ("tools", "datasets") for p in (ROOT / folder).glob("*.py"))
 
 
-@pytest.mark.parametrize("path", [t for t in TOOLS if t != "tools/demo.py"])
+@pytest.mark.parametrize("path", TOOLS)
 def test_help(tool, path):
     assert "usage:" in tool(path, "--help").stdout
 

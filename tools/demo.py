@@ -3,6 +3,7 @@
 What is finished is not done again; delete runs/demo to start over.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ def step(title: str, *command: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     start = time.monotonic()
     step("MovingShapes: 960 small videos", "datasets/moving_shapes.py", DATA)
     step("Masked-autoencoder pretraining", "tools/run_net.py", "--cfg", "configs/demo/pretrain.yaml")
