@@ -124,14 +124,14 @@ class PyAVReader:
         self._path = path
         self._open()
         try:
-            packets = _Packets.scan(self._container, self._stream)
+            packets = _errors_named(_Packets.scan, self._container, self._stream)
             self._pts, self._keyframes = packets.pts, packets.keyframes
             base = self._stream.time_base or Fraction(1, 1)
             if self._pts:
                 times = np.array([float((p - self._pts[0]) * base) for p in self._pts])
                 fps = self._rate(times)
             else:
-                count = self._count()
+                count = _errors_named(self._count)
                 fps = self._rate(np.zeros(0))
                 times = np.arange(count) / fps
             if not len(times):
@@ -146,10 +146,12 @@ class PyAVReader:
         wanted = sorted({int(i) for i in indices})
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.info.num_frames:
             raise IndexError(f"frames {wanted[:1]} to {wanted[-1:]} of a video of {self.info.num_frames} frames")
-        images = self._by_time(wanted) if self._pts else self._by_count(wanted)
+        images = _errors_named(self._by_time if self._pts else self._by_count, wanted)
         missing = [i for i in wanted if i not in images]
         if missing:
             raise VideoError(f"frame {missing[0]} of {self.info.num_frames} cannot be decoded ({len(missing)} such)")
+        if len({image.shape for image in images.values()}) > 1:
+            raise VideoError("the size of the picture changes within the clip")
         return np.stack([images[int(i)] for i in indices])
 
     def close(self) -> None:
@@ -213,7 +215,7 @@ class PyAVReader:
             broken = broken and not packet.is_keyframe
             try:
                 frames = packet.decode()
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 frames, broken = [], True
             if broken:
                 # FFmpeg conceals what follows a broken packet, up to the next keyframe: those frames are not the video's.
@@ -250,7 +252,7 @@ class PyAVReader:
         for packet in self._container.demux(self._stream):
             try:
                 yield from packet.decode()
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 continue  # this one cannot be decoded; the next ones are counted on
 
 
@@ -295,6 +297,14 @@ class DecordReader:
         del self._reader
 
 
+def _errors_named(work, *arguments):
+    """What FFmpeg says when it cannot go on, as a VideoError."""
+    try:
+        return work(*arguments)
+    except (av.FFmpegError, OSError) as e:
+        raise VideoError(_reason(e)) from e
+
+
 def _image(frame: av.VideoFrame) -> np.ndarray:
     # One thread: PyAV would take every core, in each of many workers.
     image = frame.reformat(format="rgb24", threads=1).to_ndarray()
@@ -304,5 +314,5 @@ def _image(frame: av.VideoFrame) -> np.ndarray:
 
 def _reason(e: Exception) -> str:
     """First line of a decoder's message."""
-    text = (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
+    text = getattr(e, "strerror", None) or str(e)  # str() of FFmpeg's would add a number and the path
     return (text.strip().splitlines() or [type(e).__name__])[0]
