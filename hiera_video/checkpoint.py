@@ -4,7 +4,6 @@ A checkpoint is written to a temporary folder, flushed to the disk and renamed, 
 The training state is a flat dict of tensors and numbers under fixed names, so that equal states give equal bytes.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.weights import METADATA_KEY, load_weights
+from hiera_video.models.weights import load_weights, metadata_entry
 
 TEMPORARY = ".writing_"
 
@@ -50,9 +49,8 @@ def point_latest(folder: Path, name: str) -> None:
 
 
 def save_weights(file: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """One metadata entry that holds JSON: safetensors does not keep the order of several."""
     tensors = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
-    save_file(tensors, file, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    save_file(tensors, file, metadata=metadata_entry(metadata))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

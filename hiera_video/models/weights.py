@@ -4,6 +4,7 @@ Ours are safetensors, with one metadata entry `hiera_video` that holds JSON: the
 class names, mean, std. The published ones are pickles `{"model_state": ...}`, read with `weights_only=True`.
 """
 
+import difflib
 import json
 import pickle
 from collections import Counter
@@ -16,10 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hiera_video.models.resize import fit_to_model
+
 METADATA_KEY = "hiera_video"
 WRAPPERS = ("model_state", "model", "state_dict", "module")  # keys under which training codes keep the weights
-PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
-OUTCOMES = ("loaded", "re-initialised", "unused")
+PREFIXES = ("module.", "_orig_mod.", "encoder.")  # left by DataParallel, torch.compile and encoders inside other models
+TIMM = {"head.norm.": "norm.", "head.fc.": "head.projection."}  # timm's names of the image models -> official
+OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
+CARRIED = ("loaded", "interpolated", "inflated")
 
 
 @dataclass
@@ -28,7 +33,7 @@ class LoadReport:
 
     source: str
     outcomes: dict[str, str] = field(default_factory=dict)  # parameter -> one of OUTCOMES
-    share_loaded: float = 0.0  # of the model's parameters, by number of elements
+    share_loaded: float = 0.0  # of the model's parameters, by number of elements: loaded, interpolated or inflated
 
     def names(self, outcome: str) -> list[str]:
         return [name for name, o in self.outcomes.items() if o == outcome]
@@ -72,19 +77,30 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _unwrap(state, str(file)), {}
 
 
+def metadata_entry(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What safetensors keeps: one entry that holds JSON, since the order of several is not kept."""
+    return {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+
+
 def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], strict: bool = True) -> LoadReport:
     """Loads a file, step folder, run folder or state dict, in the official layout or ours, into `model`.
 
     strict: ValueError if a tensor stays unused or a parameter is re-initialised; the message lists both.
+    Position tables of another input size or frame count are interpolated, image weights are inflated to video, and both are
+    reported; neither counts against `strict`.
     Not strict: allowed are the known pairs, a masked autoencoder's file in a classifier (its decoder stays unused, its
     `encoder_norm` becomes `norm`) and another class count (the head is re-initialised). Anything else raises ValueError.
     """
     if isinstance(weights, (str, Path)):
-        source, (state, _) = str(weights), read_weights(weights)
+        source, (state, metadata) = str(weights), read_weights(weights)
     else:
-        source, state = "a state dict", _unwrap(weights, "the state dict")
+        source, state, metadata = "a state dict", _unwrap(weights, "the state dict"), {}
     own = model.state_dict()
     state = _rename(state, own)
+    try:
+        resized = fit_to_model(state, model, metadata)
+    except ValueError as e:
+        raise ValueError(f"{source} does not fit this model: {e}") from e
     head = getattr(model, "head_prefix", "head.")
 
     report = LoadReport(source)
@@ -94,10 +110,10 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], s
         # A head is one thing: where its weight does not fit, its bias is of no use either.
         if name.startswith(head) and any(n.startswith(head) for n in mismatched):
             fits = False
-        report.outcomes[name] = "loaded" if fits else "re-initialised"
+        report.outcomes[name] = resized.get(name, "loaded") if fits else "re-initialised"
     for name in state:
         report.outcomes.setdefault(name, "unused")
-    loaded = report.names("loaded")
+    loaded = [name for name, outcome in report.outcomes.items() if outcome in CARRIED]
     report.share_loaded = sum(own[n].numel() for n in loaded) / sum(t.numel() for t in own.values())
 
     reinitialised, unused = report.names("re-initialised"), report.names("unused")
@@ -111,6 +127,7 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], s
             + (f"; re-initialised: {', '.join(_by_module(reinitialised))}" if reinitialised else "")
             + (f"; unused: {', '.join(_by_module(unused))}" if unused else "")
             + (f" ({'; '.join(sizes)})" if sizes else "")
+            + _nearest(unused, [n for n in reinitialised if n not in mismatched])
         )
     with torch.no_grad():
         for name in loaded:
@@ -135,6 +152,9 @@ def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Te
     if "decoder_pos_embed" in state and "norm.weight" in own:  # a masked autoencoder into a classifier
         state = {name.replace("encoder_norm.", "norm.") if name.startswith("encoder_norm.") else name: t
                  for name, t in state.items()}  # fmt: skip
+    if "norm.weight" in own and "head.norm.weight" in state:
+        for theirs, ours in TIMM.items():
+            state = {ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t for n, t in state.items()}
     if all(name.startswith("net.") for name in own) and not any(name.startswith("net.") for name in state):
         state = {f"net.{name}": t for name, t in state.items()}  # PyTorchVideo's own files
     return state
@@ -142,6 +162,15 @@ def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Te
 
 def _belongs_to_decoder(name: str) -> bool:
     return name.startswith(("decoder_", "multi_scale_fusion_heads.")) or name == "mask_token"
+
+
+def _nearest(unused: list[str], wanted: list[str]) -> str:
+    """Pairs of names that look meant for each other."""
+    pairs = []
+    for name in unused[:3]:
+        near = difflib.get_close_matches(name, wanted, n=1, cutoff=0.8)
+        pairs += [f"{name} looks like {near[0]}"] if near else []
+    return f"; {', '.join(pairs)}" if pairs else ""
 
 
 def _by_module(names: list[str], limit: int = 12) -> list[str]:

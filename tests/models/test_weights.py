@@ -7,6 +7,7 @@ import torch
 
 from hiera_video.checkpoint import save_weights
 from hiera_video.models import create_hiera, create_hiera_mae, load_weights
+from hiera_video.models.resize import interpolate
 from hiera_video.models.weights import read_weights
 
 SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 64))
@@ -109,3 +110,103 @@ def test_code_in_a_weight_file_is_refused(model, tmp_path, capsys):
         with pytest.raises(ValueError, match=name):
             load_weights(model, tmp_path / name)
     assert "this ran" not in capsys.readouterr().out
+
+
+def test_prefixes_and_nearest_names(model, other):
+    load_weights(model, {f"encoder.{n}": t for n, t in other.state_dict().items()})
+    assert same(model, other)
+    state = other.state_dict()
+    state["blocks.2.atn.qkv.weight"] = state.pop("blocks.2.attn.qkv.weight")
+    with pytest.raises(ValueError, match=r"blocks\.2\.atn\.qkv\.weight looks like blocks\.2\.attn\.qkv\.weight"):
+        load_weights(model, state, strict=False)
+
+
+def field(grid, channels):
+    """A table that is linear in time and space: interpolation must give the same field on another grid."""
+    axes = torch.meshgrid(*[(torch.arange(n) + 0.5) / n for n in grid], indexing="ij")
+    return sum((k + 1) * a for k, a in enumerate(axes)).flatten()[None, :, None].repeat(1, 1, channels)
+
+
+GRIDS = [((8,), (16,)), ((14, 14), (16, 16)), ((56, 56), (48, 64)), ((8, 14, 14), (16, 12, 16))]
+
+
+@pytest.mark.parametrize("grid, other_grid", GRIDS)
+def test_interpolation_keeps_a_linear_field(grid, other_grid):
+    out = interpolate(field(grid, 3), grid, other_grid).reshape(*other_grid, 3)
+    expected = field(other_grid, 3).reshape(*other_grid, 3)
+    inner = tuple(slice(n // 4, n - n // 4) for n in other_grid)  # away from the border, where the field ends
+    torch.testing.assert_close(
+        out[inner], expected[inner], rtol=0, atol=0.02
+    )  # torch's bicubic kernel is not exact on a slope
+    assert torch.equal(interpolate(field(grid, 3), grid, grid), field(grid, 3))
+
+
+@pytest.mark.parametrize("size", [(16, 64, 64), (8, 96, 96), (4, 64, 96)])
+@pytest.mark.parametrize("create, extra", [(create_hiera, {}), (create_hiera_mae, DECODER)])
+def test_another_input_size(size, create, extra):
+    source = create("hiera_tiny_16x224", **SMALL, **extra)
+    target = create("hiera_tiny_16x224", **{**SMALL, "input_size": size}, **extra)
+    report = load_weights(target, source.state_dict())
+    tables = {n for n, t in target.state_dict().items() if t.shape != source.state_dict()[n].shape}
+    assert set(report.names("interpolated")) == tables and tables
+    assert report.share_loaded == 1 and "interpolated" in str(report)
+    target(torch.randn(1, 3, *size))
+
+
+def test_a_non_square_source_needs_its_size(tmp_path):
+    wide = create_hiera("hiera_tiny_16x224", **{**SMALL, "input_size": (8, 64, 96)}, num_classes=5)
+    square = create_hiera("hiera_tiny_16x224", **SMALL, num_classes=5)
+    with pytest.raises(ValueError, match="384 positions"):
+        load_weights(square, wide.state_dict())
+    arguments = {"input_size": (8, 64, 96), "patch_stride": (2, 4, 4)}
+    save_weights(tmp_path / "wide.safetensors", wide, {"model": {"arguments": arguments}})
+    assert load_weights(square, tmp_path / "wide.safetensors").names("interpolated") == ["pos_embed_spatial"]
+
+
+def test_image_weights_become_video_weights():
+    arguments = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), num_classes=5)
+    image = create_hiera("hiera_tiny_224", **arguments, input_size=(64, 64)).eval()
+    video = create_hiera("hiera_tiny_16x224", **arguments, input_size=(8, 64, 64)).eval()
+    report = load_weights(video, image.state_dict())
+    inflated = {"patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"}
+    assert set(report.names("inflated")) == inflated and not report.names("unused")
+    picture = torch.randn(1, 3, 64, 64)
+    still = picture[:, :, None].repeat(1, 1, 8, 1, 1)
+    with torch.no_grad():
+        first, last = image.patch_embed(picture)[0], video.patch_embed(still)[0, 1:]
+        torch.testing.assert_close(last, first.expand_as(last), rtol=1e-4, atol=1e-5)
+    mae = create_hiera_mae("hiera_tiny_224", **{**arguments, "num_classes": 0}, input_size=(96, 96), **DECODER)
+    assert "pos_embed_spatial" in load_weights(video, mae.state_dict(), strict=False).names("inflated")
+
+
+def test_timm_names(model):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("hiera_tiny_224", pretrained=False).eval()
+    ours = create_hiera("hiera_tiny_224").eval()
+    load_weights(ours, theirs.state_dict())
+    picture = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(picture), theirs(picture), rtol=1e-4, atol=1e-5)
+
+
+def test_conversion_there_and_back(tmp_path, tool):
+    torch.manual_seed(0)
+    for create, name in ((create_hiera, "hiera_tiny_16x224"), (create_hiera_mae, "mae_hiera_tiny_224")):
+        state = create(name).state_dict()
+        torch.save({"model_state": state}, tmp_path / "a.pth")
+        tool("tools/convert_checkpoint.py", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "native")
+        tool("tools/convert_checkpoint.py", tmp_path / "b.safetensors", tmp_path / "c.pth", "--to", "official")
+        back = torch.load(tmp_path / "c.pth", weights_only=True)["model_state"]
+        assert back.keys() == state.keys() and all(torch.equal(t, back[n]) for n, t in state.items())
+        assert read_weights(tmp_path / "b.safetensors")[1]["model"]["name"] == name
+    done = tool("tools/convert_checkpoint.py", tmp_path / "gone.pth", tmp_path / "x", "--to", "native", check=2)
+    assert "no weights at" in done.stderr
+
+
+def test_the_official_code_loads_what_we_write(tmp_path, tool):
+    hiera = pytest.importorskip("hiera")
+    ours = create_hiera("hiera_base_224", num_classes=1000)
+    save_weights(tmp_path / "model.safetensors", ours, {})
+    tool("tools/convert_checkpoint.py", tmp_path, tmp_path / "o.pth", "--to", "official")
+    state = torch.load(tmp_path / "o.pth", weights_only=True)["model_state"]
+    hiera.hiera_base_224(pretrained=False).load_state_dict(state, strict=True)

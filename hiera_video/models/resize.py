@@ -1,0 +1,111 @@
+"""Weights of one input size for a model of another: position tables interpolated, image weights inflated to video.
+
+Time is interpolated linearly, space bicubically, as PySlowFast does. An image model becomes a video model by spreading
+each patch kernel evenly over its frames and starting the temporal positions at zero: a still video then has the image's
+patch embedding, where the kernel does not reach over the clip's ends.
+
+Legend: N positions, C channels; a grid is (h, w) for images, (t, h, w) for video, in tokens.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.models.tokens import pooled
+
+Grid = tuple[int, ...]
+
+
+def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Replaces in `state` what has another size than in `model` and can be brought to it.
+
+    Returns {parameter: "interpolated" or "inflated"}. The grid that the weights were made for is read from `metadata`
+    (ours), or inferred from the tables. Raises ValueError if it cannot be told.
+    """
+    own = model.state_dict()
+    done: dict[str, str] = {}
+    if "patch_embed.proj.weight" not in state or not hasattr(model, "grid"):
+        return done
+    kernel = own["patch_embed.proj.weight"]
+    if state["patch_embed.proj.weight"].ndim == 4 and kernel.ndim == 5:
+        inflate(state, model)
+        done |= dict.fromkeys(("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"), "inflated")
+    grid = source_grid(state, model.grid, metadata)
+    if grid is None:
+        return done
+    pools = model.q_pool
+    tables = {
+        "pos_embed": (grid, model.grid),
+        "pos_embed_spatial": (grid[-2:], model.grid[-2:]),
+        "pos_embed_temporal": (grid[:1], model.grid[:1]),
+        "decoder_pos_embed": (pooled(grid, model.q_stride, pools), pooled(model.grid, model.q_stride, pools)),
+    }
+    for name, (source, target) in tables.items():
+        if name in state and name in own and len(source) == len(target) and source != target:
+            if state[name].shape[1] != math.prod(source):
+                raise ValueError(f"{name} has {state[name].shape[1]} positions, which is no grid of {source}")
+            state[name] = interpolate(state[name], source, target)
+            done.setdefault(name, "interpolated")
+    return done
+
+
+def interpolate(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """[1, prod(source), C] -> [1, prod(target), C]; grids of (t), (h, w) or (t, h, w)."""
+    channels, dtype = table.shape[-1], table.dtype
+    x = table.float().reshape(*source, channels)
+    if len(source) != 2 and source[0] != target[0]:
+        frames = x.flatten(1).t()[None] if x.ndim > 1 else x[None]  # [1, everything else, t]
+        frames = F.interpolate(frames, size=target[0], mode="linear", align_corners=False)
+        x = frames[0].t().reshape(target[0], *source[1:], channels)
+    if len(source) > 1 and source[-2:] != target[-2:]:
+        maps = x.reshape(-1, *source[-2:], channels).permute(0, 3, 1, 2)  # [t or 1, C, h, w]
+        x = F.interpolate(maps, size=target[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    return x.reshape(1, math.prod(target), channels).to(dtype)
+
+
+def inflate(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Image weights -> video weights, in place."""
+    frames = model.patch_embed.proj.kernel_size[0]
+    kernel = state["patch_embed.proj.weight"]  # [C, 3, kh, kw]
+    state["patch_embed.proj.weight"] = (kernel / frames)[:, :, None].repeat(1, 1, frames, 1, 1)
+    if "pos_embed" in state and model.sep_pos_embed:
+        table = state.pop("pos_embed")
+        state["pos_embed_spatial"] = table
+        state["pos_embed_temporal"] = torch.zeros(1, model.grid[0], table.shape[-1], dtype=table.dtype)
+
+
+def source_grid(state: Mapping[str, Tensor], own: Grid, metadata: Mapping[str, Any]) -> Grid | None:
+    """The grid of tokens that the weights were made for; None if they have no position table that we know."""
+    arguments = metadata.get("model", {}).get("arguments", {})
+    if "input_size" in arguments and "patch_stride" in arguments:
+        return tuple(n // s for n, s in zip(arguments["input_size"], arguments["patch_stride"]))
+    if "pos_embed_spatial" in state:
+        time = state["pos_embed_temporal"].shape[1]
+        return (time, *_plane(state["pos_embed_spatial"].shape[1], own[-2:]))
+    if "pos_embed" in state:
+        positions = state["pos_embed"].shape[1]
+        if len(own) == 2:
+            return _plane(positions, own)
+        if positions == math.prod(own):
+            return own
+        raise ValueError(f"pos_embed has {positions} positions of a (t, h, w) grid that the file does not tell")
+    return None
+
+
+def _plane(positions: int, own: Sequence[int]) -> tuple[int, int]:
+    """(h, w) with h * w = positions: this model's own, else a square, else of this model's shape."""
+    if positions == own[0] * own[1]:
+        return own[0], own[1]
+    side = math.isqrt(positions)
+    if side * side == positions:
+        return side, side
+    h = round(math.sqrt(positions * own[0] / own[1]))
+    if h and positions % h == 0 and h * own[1] == positions // h * own[0]:
+        return h, positions // h
+    raise ValueError(
+        f"{positions} positions are neither a square nor of the shape {own[0]} x {own[1]}; the file does not tell its size"
+    )
