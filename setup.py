@@ -1,14 +1,17 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hiera_video/__init__.py").read_text())[1]
 TEST = ["hiera-transformer>=0.1.4", "pytest>=8", "pytest-timeout>=2", "ruff>=0.6"]
 
 setup(
     name="hiera_video",
-    version="0.1.0",
+    version=VERSION,
     description="Pretrain, fine-tune, test and use 3D Hiera video models",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -174,13 +174,10 @@ def build(command: str, what: str, size: str) -> nn.Module:
     return autoencoder(what, size) if command == "pretrain" else classifier(what, size)
 
 
-def macs_of(command: str, what: str, size: str, batch: int) -> int | None:
-    """Multiply-accumulates of the work, the same for every implementation of a model; a backward pass costs two forwards."""
-    if command == "pretrain":
-        forward_macs = pretrain_macs(size)
-    else:
-        model = classifier("ours" if what == "official" else what, size)
-        forward_macs = count_macs(model, torch.zeros(1, *CLIP))
+def macs_of(command: str, what: str, size: str, batch: int) -> int:
+    """Multiply-accumulates of the work; a backward pass costs two forwards."""
+    one_clip = torch.zeros(1, *CLIP)
+    forward_macs = pretrain_macs(size) if command == "pretrain" else count_macs(classifier(what, size), one_clip)
     return forward_macs * batch * (1 if command == "model" else 3)
 
 
@@ -218,11 +215,13 @@ def benchmark(args: argparse.Namespace) -> dict:
     print(", ".join(f"{k} {v}" for k, v in result.items()))
     clip = torch.randn(args.batch, *CLIP, device=device)
     reference = "official" if has_official() and args.size not in ("tiny", "small") else None
+    models = ["ours", *([reference] if reference else []), *(args.others if args.command == "model" else [])]
+    macs = {what: macs_of(args.command, what, args.size, args.batch) for what in models if what != "official"}
+    macs["official"] = macs["ours"]  # the same model
     rows = []
     for dtype in args.dtype:
         peak = matmul_rate(device, DTYPES[dtype])
         work: dict[str, tuple[str, Callable[[], None]]] = {}
-        models = ["ours", *([reference] if reference else []), *(args.others if args.command == "model" else [])]
         for what in models:
             model = build(args.command, what, args.size).to(device)
             work[what] = (what, partial(STEPS[args.command], model, clip, DTYPES[dtype]))
@@ -232,7 +231,7 @@ def benchmark(args: argparse.Namespace) -> dict:
         times = take_turns({k: call for k, (_, call) in work.items()}, rounds=args.rounds, device=device)
         for name, (what, _) in work.items():
             best, middle = min(times[name]), statistics.median(times[name])
-            flops = 2 * macs_of(args.command, what, args.size, args.batch) / best
+            flops = 2 * macs[what] / best
             row = {"model": name, "precision": dtype, "best_ms": 1e3 * best, "median_ms": 1e3 * middle}
             row |= {"clips_per_s": args.batch / best, "gflops": flops / 1e9, "share_of_matmul": flops / peak}
             if reference:

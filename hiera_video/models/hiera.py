@@ -111,15 +111,18 @@ class PatchEmbed(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         return self.proj(clip).movedim(1, -1)  # [B, (t,) h, w, C]
 
-    def visible_units(self, clip: Tensor, keep: Tensor, visible: Tensor, unit: Sequence[int]) -> Tensor:
+    def visible_units(
+        self, clip: Tensor, keep: Tensor, visible: Tensor, *, unit: Sequence[int], units: Sequence[int]
+    ) -> Tensor:
         """Tokens of the visible units only, [B * V, *unit, C], as if all hidden pixels were zero.
 
         Exactly the plain convolution over the zeroed clip, but each visible unit is convolved on its own pixels and
         their halo. The halo lies before the unit (padding), hardly behind it (kernel - stride - padding).
 
-        keep: bool [B, *units]; visible: int64 [B, V], the kept units row-major; unit: tokens of a unit.
+        keep: bool [B, U]; visible: int64 [B, V], the kept units, row-major; unit: tokens of a unit; units: their grid.
         """
         conv, ndim = self.proj, len(unit)
+        keep = keep.unflatten(1, tuple(units))
         box = [u * s for u, s in zip(unit, conv.stride)]  # pixels of a unit
         window = [(u - 1) * s + k for u, s, k in zip(unit, conv.stride, conv.kernel_size)]  # and its halo
         for d, n in enumerate(box):
@@ -130,7 +133,10 @@ class PatchEmbed(nn.Module):
         for d in range(ndim):
             pixels = pixels.unfold(2 + d, window[d], box[d])  # [B, C, *units, *window], a view
         pixels = pixels.movedim(1, 1 + ndim)  # [B, *units, C, *window]
-        position = torch.unravel_index(visible, pixels.shape[1 : 1 + ndim])
+        position, rest = [], visible  # of each visible unit along every dimension
+        for n in reversed(units):
+            position.insert(0, rest % n)
+            rest = rest // n
         rows = torch.arange(len(clip), device=clip.device)[:, None].expand_as(visible)
         windows = pixels[(rows, *position)].flatten(0, 1)  # [B * V, C, *window]
         convolve = {2: F.conv2d, 3: F.conv3d}[ndim]
@@ -224,7 +230,7 @@ class Trunk(nn.Module):
     def embed_visible(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
         """As `embed`, for the units `visible` [B, V] only and without a look at hidden pixels. -> [B, V, L, C]"""
         self._check_clip(clip)
-        x = self.patch_embed.visible_units(clip, keep.view(-1, *self.units), visible, self.mask_unit_size)
+        x = self.patch_embed.visible_units(clip, keep, visible, unit=self.mask_unit_size, units=self.units)
         x = tokens.to_units(x, self.mask_unit_size, self.q_stride, self.q_pool)  # [B * V, 1, L, C]
         # A lookup and not an index: its gradient is summed in a fixed order, so that runs repeat to the bit.
         return x.view(*visible.shape, *x.shape[2:]) + F.embedding(self.unit_index[visible], self.position_table())

@@ -145,7 +145,7 @@ class MaskedAutoencoder(Trunk):
                 noise = torch.rand(len(clip), self.num_units, device=clip.device)
             visible = draw_visible(noise, mask_ratio)
             keep = torch.zeros(len(clip), self.num_units, dtype=torch.bool, device=clip.device)
-            keep.scatter_(1, visible, True)
+            keep.scatter_(1, visible, 1)
         else:
             visible = self._visible_units(keep, len(clip))
         x = self.forward_encoder(clip, keep, visible)  # [B, V, S, C]
