@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -163,11 +162,16 @@ def print_memory(args: argparse.Namespace) -> None:
     model = build(args.command, args.memory_of, args.size)
     clip = torch.randn(args.batch, *CLIP)
     gc.collect()
-    with open("/proc/self/statm") as f:
-        before = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    before = _resident_mib("VmRSS")
     STEPS[args.command](model, clip, DTYPES[args.dtype[0]])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print((peak - before) / 2**20)
+    print(_resident_mib("VmHWM") - before)
+
+
+def _resident_mib(field: str) -> float:
+    """VmRSS: now; VmHWM: peak of this process image (getrusage would carry over the parent's)."""
+    with open("/proc/self/status") as f:
+        line = next(line for line in f if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
 
 
 def build(command: str, what: str, size: str) -> nn.Module:
