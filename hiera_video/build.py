@@ -122,7 +122,10 @@ def build_metadata(config: Config, name: str, arguments: dict[str, Any], names: 
 def build_task(config: Config, model: nn.Module, num_classes: int | None) -> nn.Module:
     mean, std = config.data.mean, config.data.std
     if config.task == "pretrain":
-        return MaskedAutoencode(model, config.mae, mean=mean, std=std)
+        try:
+            return MaskedAutoencode(model, config.mae, mean=mean, std=std)
+        except ValueError as e:
+            raise UserError(f"mae.{e}") from e
     return Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
 
 

@@ -134,7 +134,8 @@ def load_config(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         try:
             tree = OmegaConf.merge(tree, part)
         except OmegaConfBaseException as e:
-            raise UserError(f"{source}: {getattr(e, 'full_key', None) or '?'}: {str(e).splitlines()[0]}") from e
+            key = getattr(e, "full_key", None)
+            raise UserError(f"{source}: {f'{key}: ' if key else ''}{str(e).splitlines()[0]}") from e
     config: Config = OmegaConf.to_object(tree)
     if not config.output:
         config = dataclasses.replace(config, output=f"runs/{file.stem}")
@@ -194,8 +195,8 @@ def _check_values(config: Config) -> None:
         "test.crops": (config.test.crops, (1, 3)),
         "optim.name": (config.optim.name, ("adamw", "sgd")),
     }
-    for stage in config.stages:
-        choices[f"stages: {stage}"] = (stage, STAGES)
+    for k, stage in enumerate(config.stages):
+        choices[f"stages[{k}]"] = (stage, STAGES)
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"{key}={value!r} must be one of {', '.join(map(str, allowed))}")
@@ -210,6 +211,8 @@ def _check_values(config: Config) -> None:
     for key in ("data.num_workers", "train.val_every", "seed"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]} must be >= 0")
+    if not config.stages:
+        raise UserError(f"stages is empty: list some of {', '.join(STAGES)}")
     if config.test.short_side is not None and config.test.short_side < config.data.crop_size:
         raise UserError(f"test.short_side={config.test.short_side} is less than data.crop_size={config.data.crop_size}")
     if config.data.directional and config.data.flip:

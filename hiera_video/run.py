@@ -78,7 +78,10 @@ def open_run_folder(config: Config, world: World, lists: dict[str, VideoList]) -
                 f"{folder} holds a run of another config; these keys differ: {', '.join(changed)}; "
                 "set output to a new folder, or use the config of that run"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"output: cannot make the folder {folder}: {e.strerror}") from e
     temporary = folder / "config.tmp"
     temporary.write_text(to_yaml(config))
     temporary.replace(stored)
@@ -141,6 +144,7 @@ class TrainStage:
                 self.init_report = load_weights(self.model, config.init.weights, strict=False)
             except ValueError as e:
                 raise UserError(f"init.weights: {e}") from e
+        self.task = build.build_task(config, self.model, self.num_classes)
         try:
             self.optimizer = make_optimizer(self.model, config.optim)
         except ValueError as e:
@@ -155,7 +159,7 @@ class TrainStage:
         if first_step >= plan.steps:
             log.say(f"train: done already, {plan.steps} steps")
             return
-        task = build.build_task(config, self.model, self.num_classes).to(world.device)
+        task = self.task.to(world.device)
         if checkpoint is not None:
             first_step = resume(checkpoint, model=self.model, optimizer=self.optimizer)
             log.say(f"continuing after step {first_step} of {plan.steps}, from {checkpoint}")

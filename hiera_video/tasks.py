@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
-from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.mae import MaskedAutoencoder, draw_visible
 
 Logs = dict[str, Tensor]
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -54,6 +54,7 @@ class MaskedAutoencode(nn.Module):
 
     def __init__(self, model: MaskedAutoencoder, config: MAEConfig, *, mean: tuple, std: tuple):
         super().__init__()
+        draw_visible(torch.zeros(1, model.num_units), config.mask_ratio)  # raises ValueError for a ratio of no use
         self.model, self.config, self.mean, self.std = model, config, mean, std
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:

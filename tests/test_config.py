@@ -34,6 +34,8 @@ def load(tmp_path, text="", *overrides):
         ("", ["epochs"], "form key=value"),
         ("task: detect", [], "task='detect' must be one of pretrain, classify"),
         ("stages: [train, sleep]", [], "'sleep' must be one of train, test, features"),
+        ("stages: []", [], "stages is empty"),
+        ("", ["data.mean=[1,2]"], "override 'data.mean=[1,2]': TupleConfig length 2"),
         ("", ["test.crops=2"], "test.crops=2 must be one of 1, 3"),
         ("", ["train.batch_size=0"], "train.batch_size=0 must be > 0"),
         ("data: {directional: true, flip: 0.5}", [], "never mirrored"),

@@ -298,6 +298,9 @@ def test_loss_that_is_not_finite_stops_the_run(finetune):
         (["test.short_side=32"], "test.short_side"),
         (["features.stages=[5]", "stages=[features]", "test.weights=x"], "features.stages"),
         (["stages=[test]"], "test.weights: no weights"),
+        (["model.embed_dim=0"], "embed_dim=0"),
+        (["init.weights=README.md"], "is no weight file"),
+        (["output=/proc/run"], "output: cannot make the folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(shapes, tmp_path, finetune, overrides, message):
@@ -308,6 +311,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(shapes, tmp_path, finetune, 
     with pytest.raises(UserError) as e:
         start(*finetune(), *overrides)
     assert message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_useless_mask_ratio_is_refused(shapes, tmp_path):
+    for ratio in (1.0, 0.99, -0.1):
+        with pytest.raises(UserError, match=r"mae\.mask_ratio"):
+            start(f"data.root={shapes}", f"output={tmp_path / 'run'}", f"mae.mask_ratio={ratio}", *SHORT, cfg=PRETRAIN)
     assert not (tmp_path / "run").exists()
 
 

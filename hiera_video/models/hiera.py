@@ -172,6 +172,10 @@ class Trunk(nn.Module):
         sep_pos_embed: bool,
     ):
         super().__init__()
+        if min(embed_dim, num_heads, in_chans, *stages) < 1:
+            raise ValueError(
+                f"embed_dim={embed_dim}, num_heads={num_heads}, in_chans={in_chans}, stages={stages}: all > 0"
+            )
         _check_geometry(
             input_size, stages, q_pool, q_stride, mask_unit_size, mask_unit_attn, patch_stride, sep_pos_embed
         )

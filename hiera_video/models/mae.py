@@ -29,6 +29,8 @@ class MAEOutput(NamedTuple):
 
 def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
     """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64 [B, V]."""
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} must be at least 0 and less than 1")
     count = int(noise.shape[1] * (1 - mask_ratio))
     if count < 1:
         raise ValueError(f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible")

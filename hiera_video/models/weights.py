@@ -72,8 +72,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"{file} is not a weight file that can be read safely (weights_only=True): {reason}") from e
+        raise ValueError(f"{file} is no weight file: neither safetensors nor a pickle of nothing but tensors") from e
     return _unwrap(state, str(file)), {}
 
 
