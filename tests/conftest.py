@@ -14,6 +14,17 @@ sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
 SHORT = ["train.epochs=2", "train.log_every=2", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
 
 
+FINETUNE, PRETRAIN = "configs/demo/finetune.yaml", "configs/demo/pretrain.yaml"
+
+
+def start(*overrides: str, cfg: str = FINETUNE) -> None:
+    """The main job in this process, where its exceptions can be looked at."""
+    from hiera_video.config import load_config
+    from hiera_video.run import run
+
+    run(load_config(ROOT / cfg, overrides))
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A folder with train.csv (32 videos), val.csv (9) and classes.txt."""

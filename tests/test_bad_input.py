@@ -1,0 +1,138 @@
+"""Everything that can be wrong with the input: one clear line, the promised exit status, and nothing lost."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
+
+from hiera_video.errors import RunStopped, UserError
+
+
+@pytest.fixture
+def odd_list(shapes, tmp_path):
+    """Two good videos among everything that can be wrong with a file."""
+    import moving_shapes
+
+    good = shapes / "train/disc_moving_left/00000.mp4"
+    whole = good.read_bytes()
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is no video" * 99)
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    moving_shapes.write_video(tmp_path / "short.mp4", moving_shapes.draw_video(1, 0)[:3])
+    moving_shapes.write_video(tmp_path / "one.mp4", moving_shapes.draw_video(1, 0)[:1])
+    names = [str(good), "zero.mp4", "text.mp4", "cut.mp4", "gone.mp4", "short.mp4", "one.mp4"]
+    (tmp_path / "odd.csv").write_text("".join(f"{n} {i % 8}\n" for i, n in enumerate(names)))
+    return tmp_path
+
+
+def test_bad_videos_stop_nothing_and_are_named(odd_list, finetune, shapes):
+    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}"]
+    classes = [f"data.classes={shapes / 'classes.txt'}", "data.max_bad_fraction=0.9", "train.batch_size=4"]
+    start(*finetune(), *lists, *classes, "stages=[train,test,features]")
+    metrics = json.loads((odd_list / "run/test/metrics.json").read_text())
+    assert metrics["videos"] == 3 and metrics["videos_expected"] == 7
+    assert metrics["missing"] == ["zero.mp4", "text.mp4", "cut.mp4", "gone.mp4"]
+    log = (odd_list / "run/log.txt").read_text()
+    for name in metrics["missing"]:
+        assert f"replaced by the next good one: {name}" in log and f"not scored: {name}" in log
+    with open(odd_list / "run/features/manifest.csv") as f:
+        status = {r["path"]: r["status"] for r in csv.DictReader(f)}
+    assert status["short.mp4"] == status["one.mp4"] == "ok" and "Invalid data" in status["cut.mp4"]
+
+
+def test_too_many_bad_videos_stop_the_run(odd_list, finetune, shapes, tool):
+    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
+    done = tool("tools/run_net.py", "--cfg", FINETUNE, *finetune(), *lists, f"data.val={odd_list / 'odd.csv'}", check=3)
+    assert done.stderr.startswith("stopped: ") and "data.max_bad_fraction=0.1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
+    lists = [f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
+    lists += [f"data.train={odd_list / 'odd.csv'}", "data.max_bad_fraction=1"]
+    with pytest.raises(RunStopped, match="coverage"):
+        start(*finetune(), *lists, "test.min_coverage=0.9")
+    assert (odd_list / "run/test/metrics.json").exists(), "what was scored is kept"
+
+
+def test_loss_that_is_not_finite_stops_the_run(finetune):
+    with pytest.raises(RunStopped, match="not finite"):
+        start(*finetune(), "optim.lr=1e30", "optim.clip_grad=0", "train.log_every=1", "optim.warmup_epochs=0")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["data.root=/nowhere"], "data.train: there is no list /nowhere/train.csv; set data.root"),
+        (["data.train=empty.csv"], "is empty"),
+        (["data.train=elsewhere.csv"], "none of the first videos"),
+        (["model.num_classes=5"], "has label 5, but the model has 5 classes"),
+        (["data.classes=null"], "model.num_classes: set it"),
+        (["data.classes=gone.txt"], "data.classes: there is no file gone.txt"),
+        (["model.name=hiera_giant_16x224"], "there is no model 'hiera_giant_16x224'"),
+        (["model.name=hiera_base_224"], "use hiera_base_16x224"),
+        (["model.decoder_depth=3"], "takes no argument 'decoder_depth'"),
+        (["model.input_size=[8,96,96]"], "differs from the clips"),
+        (["data.crop_size=60"], "input_size: 60"),
+        (["init.weights=/nowhere.pth"], "init.weights: no weights at /nowhere.pth"),
+        (["device=cuda"], "sees no GPU"),
+        (["data.num_frame=3"], "nearest is 'data.num_frames'"),
+        (["test.short_side=32"], "test.short_side"),
+        (["features.stages=[5]", "stages=[features]", "test.weights=x"], "features.stages"),
+        (["stages=[test]"], "test.weights: no weights"),
+        (["model.embed_dim=0"], "embed_dim=0"),
+        (["init.weights=README.md"], "is no weight file"),
+        (["output=/proc/run"], "output: cannot make the folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(shapes, tmp_path, finetune, overrides, message):
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    (shapes / "empty.csv").write_text("\n")
+    (shapes / "elsewhere.csv").write_text("/nowhere/a.mp4 0\n")
+    with pytest.raises(UserError) as e:
+        start(*finetune(), *overrides)
+    assert message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_useless_mask_ratio_is_refused(shapes, tmp_path):
+    for ratio in (1.0, 0.99, -0.1):
+        with pytest.raises(UserError, match=r"mae\.mask_ratio"):
+            start(f"data.root={shapes}", f"output={tmp_path / 'run'}", f"mae.mask_ratio={ratio}", *SHORT, cfg=PRETRAIN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_exit_status_2_from_the_command_line(tool):
+    done = tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", check=2)
+    assert done.stderr.startswith("error: ") and "data.root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert not (ROOT / "runs/hiera_b_16x4").exists()
+
+
+def test_changed_config_and_wrong_weights(tmp_path, finetune, shapes):
+    start(*finetune(), "stages=[train]")
+    before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match=r"another config; these keys differ: train\.epochs, optim\.lr"):
+        start(*finetune(), "stages=[train]", "optim.lr=0.5", "train.epochs=9")
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
+    trained = f"test.weights={tmp_path / 'run'}"
+    with pytest.raises(UserError, match=r"test: .*does not fit.*"):
+        start(*finetune("t"), trained, "stages=[test]", "model.stages=[1,1,2,1]")
+    for stage in ("test", "features"):
+        with pytest.raises(UserError, match=r"head\.projection"):
+            start(*finetune(f"c{stage}"), trained, f"stages=[{stage}]", "model.num_classes=9")
+    with pytest.raises(UserError, match=r"init\.weights: .*does not fit"):
+        start(*finetune("i"), f"init.weights={tmp_path / 'run'}", "model.embed_dim=32")
+    start(*finetune("h"), f"init.weights={tmp_path / 'run'}", "model.num_classes=9", "stages=[train]")
+    log = (tmp_path / "h/log.txt").read_text()
+    assert "re-initialised: head.projection" in log and "names are left out" in log
+
+
+def test_resume_with_another_class_count_is_refused(tmp_path, finetune):
+    start(*finetune(), "stages=[train]")
+    (tmp_path / "run/config.yaml").unlink()  # as if an older program had left the folder
+    with pytest.raises(UserError, match=r"cannot resume: .*head\.projection"):
+        start(*finetune(), "stages=[train]", "model.num_classes=9", "train.epochs=4")
