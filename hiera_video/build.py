@@ -24,6 +24,8 @@ from hiera_video.data.sampling import (
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 from hiera_video.distributed import World
 from hiera_video.errors import UserError
+from hiera_video.models.hiera import Trunk
+from hiera_video.models.mae import DECODER_STAGE
 from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS
 from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.models.zoo import create_model
@@ -127,6 +129,20 @@ def build_task(config: Config, model: nn.Module, num_classes: int | None) -> nn.
         except ValueError as e:
             raise UserError(f"mae.{e}") from e
     return Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
+
+
+def choose_execution(config: Config, model: nn.Module) -> None:
+    """train.recompute_stages and train.compile. Neither changes parameters or their names."""
+    stages = config.train.recompute_stages
+    if stages:
+        if not isinstance(model, Trunk):
+            raise UserError(f"train.recompute_stages={list(stages)}: only a Hiera has stages")
+        last = DECODER_STAGE if config.task == "pretrain" else len(model.stage_ends)
+        if not set(stages) <= set(range(1, last + 1)):
+            raise UserError(f"train.recompute_stages={list(stages)} must be among 1 to {last}")
+        model.recompute_stages = tuple(stages)
+    if config.train.compile:
+        model.compile()
 
 
 def load_for_use(model: nn.Module, weights: str | Path, *, key: str, from_mae: bool = False) -> LoadReport:

@@ -35,6 +35,7 @@ class TestConfig:
     batch_size: int = 1  # videos that are decoded together
     views_per_forward: int = 15  # memory grows with it
     precision: str = "float32"  # float32 | bfloat16
+    compile: bool = False  # torch.compile, for the features too
     weights: str | None = None  # default: the run's last checkpoint
     min_coverage: float = 0.0  # share of the videos that must be scored, else exit status 3
     clip_sampler: str | None = None  # default: by data.clip_sampler; pytorchvideo.{uniform,constant_clips_per_video}
@@ -66,11 +67,13 @@ def evaluate(
     std: tuple,
     views_per_forward: int,
     precision: str,
+    compiled: bool,
     total: int,
     what: str,
     log: RunLog,
 ) -> None:
     """Runs `predict` on all views of all videos of this rank's `batches` and hands the outputs to `consumer`."""
+    predict = torch.compile(predict) if compiled else predict
     progress = log.progress(total, what=what, unit="videos")
     for batch in batches:
         for row, reason in batch["bad"]:

@@ -144,6 +144,7 @@ class TrainStage:
                 self.init_report = load_weights(self.model, config.init.weights, strict=False)
             except ValueError as e:
                 raise UserError(f"init.weights: {e}") from e
+        build.choose_execution(config, self.model)
         self.task = build.build_task(config, self.model, self.num_classes)
         try:
             self.optimizer = make_optimizer(self.model, config.optim)
@@ -283,6 +284,7 @@ class FeaturesStage:
             std=config.data.std,
             views_per_forward=config.test.views_per_forward,
             precision=config.test.precision,
+            compiled=config.test.compile,
             total=len(self.videos),
             what="features",
             log=log,
@@ -316,6 +318,7 @@ def _score(config, model, videos, *, clips: int, crops: int, world: World, log: 
         std=config.data.std,
         views_per_forward=config.test.views_per_forward,
         precision=config.test.precision,
+        compiled=config.test.compile,
         total=len(videos),
         what=what,
         log=log,

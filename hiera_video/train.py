@@ -27,6 +27,8 @@ class TrainConfig:
     batch_size: int = 256  # videos in an optimizer step, over all ranks; with repeats, that many times the clips
     repeats: int = 1  # clips from one decode of a video
     precision: str = "float32"  # float32 | bfloat16 (autocast)
+    compile: bool = False  # torch.compile: minutes at the start, faster steps
+    recompute_stages: tuple[int, ...] = ()  # stages of a Hiera (1 to 4; 5: MAE decoder) that trade time for memory
     log_every: int = 10  # steps
     save_every: float = 1  # effective epochs
     keep: int = 2  # newest checkpoints that stay on the disk

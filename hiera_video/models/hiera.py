@@ -18,8 +18,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hiera_video.models import tokens
+from hiera_video.models.attention import attend
 
 NORM_EPS = 1e-6
 
@@ -51,10 +53,10 @@ class Attention(nn.Module):
         batch, units = x.shape[:2]
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q = max_pool(q, self.pool)
-        # Windows fold into the batch as a view, and attention always sees 4-D tensors: the fused kernels refuse others.
+        # Windows fold into the batch as a view.
         rows = batch * units if self.local else batch
         q, k, v = (t.reshape(rows, -1, self.heads, t.shape[-1] // self.heads).transpose(1, 2) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)  # [rows, heads, tokens, head dim]
+        x = attend(q, k, v)  # [rows, heads, tokens, head dim]
         return self.proj(x.transpose(1, 2).reshape(batch, units, -1, self.proj.in_features))
 
 
@@ -96,6 +98,11 @@ class Block(nn.Module):
             x = max_pool(self.proj(normed), self.pool)
         x = x + drop_path(self.attn(normed), self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)
+
+
+def run_block(block: Block, x: Tensor, *, recompute: bool) -> Tensor:
+    """recompute: keep only the block's input for the backward pass, which then runs the block once more."""
+    return checkpoint(block, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x)
 
 
 class PatchEmbed(nn.Module):
@@ -186,6 +193,7 @@ class Trunk(nn.Module):
         self.units = tokens.units_of(self.grid, mask_unit_size)
         self.num_units = math.prod(self.units)
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
+        self.recompute_stages: tuple[int, ...] = ()  # 1 to 4, whose activations are recomputed; 5: a decoder's
 
         self.patch_embed = PatchEmbed(
             in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding
@@ -243,7 +251,7 @@ class Trunk(nn.Module):
         """[B, U, L, C] -> the same at the end of every stage, each [B, U, L_stage, C_stage]."""
         ends = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = run_block(block, x, recompute=len(ends) + 1 in self.recompute_stages)
             if i in self.stage_ends:
                 ends.append(x)
         return ends

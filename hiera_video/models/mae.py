@@ -8,6 +8,7 @@ H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder wid
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models import tokens
-from hiera_video.models.hiera import NORM_EPS, Block, Trunk
+from hiera_video.models.hiera import NORM_EPS, Block, Trunk, run_block
 
 PIXEL_EPS = 1e-6
+DECODER_STAGE = 5  # of `recompute_stages`; the encoder's are 1 to 4
 
 
 class MAEOutput(NamedTuple):
@@ -31,7 +33,8 @@ def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
     """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64 [B, V]."""
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio={mask_ratio} must be at least 0 and less than 1")
-    count = int(noise.shape[1] * (1 - mask_ratio))
+    # A plain number while torch.compile traces with dynamic shapes, too: it decides the shape of all that follows.
+    count = operator.index(int(noise.shape[1] * (1 - mask_ratio)))
     if count < 1:
         raise ValueError(f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible")
     return noise.argsort(dim=1)[:, :count].sort(dim=1).values
@@ -172,7 +175,7 @@ class MaskedAutoencoder(Trunk):
         x = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1).scatter(1, where, x)
         x = (x + self.decoder_pos_embed)[:, None]  # [B, 1, N, D], spatial order: to global attention one big unit
         for block in self.decoder_blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=DECODER_STAGE in self.recompute_stages)
         x = _gather_rows(x[:, 0], hidden)
         return self.decoder_pred(self.decoder_norm(x)).flatten(0, 1)
 
