@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hiera_video.models.tokens import pooled
 
 Grid = tuple[int, ...]
+TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "decoder_pos_embed")
 
 
 def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -30,11 +31,14 @@ def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[s
     done: dict[str, str] = {}
     if "patch_embed.proj.weight" not in state or not hasattr(model, "grid"):
         return done
+    for name in TABLES:
+        if name in state and (state[name].ndim != 3 or len(state[name]) != 1):
+            raise ValueError(f"{name} has shape {list(state[name].shape)}, not [1, positions, channels]")
     kernel = own["patch_embed.proj.weight"]
     if state["patch_embed.proj.weight"].ndim == 4 and kernel.ndim == 5:
         inflate(state, model)
         done |= dict.fromkeys(("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"), "inflated")
-    grid = source_grid(state, model.grid, metadata)
+    grid = source_grid(state, model, metadata)
     if grid is None:
         return done
     pools = model.q_pool
@@ -78,12 +82,15 @@ def inflate(state: dict[str, Tensor], model: nn.Module) -> None:
         state["pos_embed_temporal"] = torch.zeros(1, model.grid[0], table.shape[-1], dtype=table.dtype)
 
 
-def source_grid(state: Mapping[str, Tensor], own: Grid, metadata: Mapping[str, Any]) -> Grid | None:
+def source_grid(state: Mapping[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]) -> Grid | None:
     """The grid of tokens that the weights were made for; None if they have no position table that we know."""
+    own = model.grid
     arguments = metadata.get("model", {}).get("arguments", {})
-    if "input_size" in arguments and "patch_stride" in arguments:
-        return tuple(n // s for n, s in zip(arguments["input_size"], arguments["patch_stride"]))
-    if "pos_embed_spatial" in state:
+    if "input_size" in arguments:
+        size = arguments["input_size"]
+        stride = arguments.get("patch_stride", model.patch_stride)[-len(size) :]  # an image's is a video's, less time
+        return tuple(n // s for n, s in zip(size, stride))
+    if "pos_embed_spatial" in state and "pos_embed_temporal" in state:
         time = state["pos_embed_temporal"].shape[1]
         return (time, *_plane(state["pos_embed_spatial"].shape[1], own[-2:]))
     if "pos_embed" in state:

@@ -128,6 +128,9 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], s
             + (f" ({'; '.join(sizes)})" if sizes else "")
             + _nearest(unused, [n for n in reinitialised if n not in mismatched])
         )
+    broken = [n for n in loaded if not state[n].is_floating_point() or not state[n].sum(dtype=torch.float64).isfinite()]
+    if broken:
+        raise ValueError(f"{source} is damaged: not numbers, or not finite: {', '.join(_by_module(broken))}")
     with torch.no_grad():
         for name in loaded:
             own[name].copy_(state[name])

@@ -4,12 +4,14 @@ import pickle
 
 import pytest
 import torch
+from golden_weights import load
 
 from hiera_video.checkpoint import save_weights
 from hiera_video.models import create_hiera, create_hiera_mae, load_weights
 from hiera_video.models.resize import interpolate
 from hiera_video.models.weights import read_weights
 
+LAYOUTS = load("layouts.json")
 SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 64))
 DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)
 
@@ -158,9 +160,106 @@ def test_a_non_square_source_needs_its_size(tmp_path):
     square = create_hiera("hiera_tiny_16x224", **SMALL, num_classes=5)
     with pytest.raises(ValueError, match="384 positions"):
         load_weights(square, wide.state_dict())
-    arguments = {"input_size": (8, 64, 96), "patch_stride": (2, 4, 4)}
-    save_weights(tmp_path / "wide.safetensors", wide, {"model": {"arguments": arguments}})
+    save_weights(tmp_path / "wide.safetensors", wide, {"model": {"arguments": {"input_size": (8, 64, 96)}}})
     assert load_weights(square, tmp_path / "wide.safetensors").names("interpolated") == ["pos_embed_spatial"]
+
+
+SIZES = [(32, 224, 224), (16, 256, 256), (8, 192, 256)]
+VIDEO_LAYOUTS = [name for name in LAYOUTS if "16x224" in name]
+
+
+def resized(name, size, device):
+    create = create_hiera_mae if name.startswith("mae_") else create_hiera
+    classes = LAYOUTS[name]["state"].get("head.projection.bias")
+    with torch.device(device):
+        return create(name, input_size=size, **({"num_classes": classes[0]} if classes else {}))
+
+
+def check_resized(report, name, size):
+    t, h, w = (n // s for n, s in zip(size, (2, 4, 4)))
+    changed = {"pos_embed_spatial": (h, w) != (56, 56), "pos_embed_temporal": t != 8}
+    if name.startswith("mae_"):
+        changed["decoder_pos_embed"] = True
+    assert set(report.names("interpolated")) == {table for table, is_so in changed.items() if is_so}
+    assert set(report.outcomes) == set(LAYOUTS[name]["state"]) and report.share_loaded == 1
+    assert set(report.outcomes.values()) == {"loaded", "interpolated"}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", [name for name in VIDEO_LAYOUTS if "base_16" in name])  # in trials: all
+def test_published_video_layouts_at_another_size(name, size):
+    """What is done to each tensor; no numbers are computed but those of the tables."""
+    published = {n: torch.zeros(()).expand(shape) for n, shape in LAYOUTS[name]["state"].items()}
+    check_resized(load_weights(resized(name, size, "meta"), published), name, size)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", VIDEO_LAYOUTS)
+def test_every_published_video_layout_runs_at_another_size(name, size):
+    generator = torch.Generator().manual_seed(0)
+    shapes = LAYOUTS[name]["state"].items()
+    published = {n: torch.randn(shape, generator=generator).mul_(0.02) for n, shape in shapes}
+    model = resized(name, size, "cpu").eval()
+    check_resized(load_weights(model, published), name, size)
+    with torch.no_grad():
+        out = model(torch.randn(1, 3, *size, generator=generator))
+    assert (out.loss if name.startswith("mae_") else out).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if "16x224" not in name])
+def test_every_published_image_layout_becomes_video(name):
+    published = {n: torch.zeros(()).expand(shape) for n, shape in LAYOUTS[name]["state"].items()}
+    is_mae = name.startswith("mae_")
+    with torch.device("meta"):
+        video = create_hiera(name.removeprefix("mae_").replace("_224", "_16x224"), num_classes=1000)
+    report = load_weights(video, published, strict=not is_mae)
+    inflated = {"patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"}
+    assert set(report.names("inflated")) == inflated
+    lost = {"head.projection.weight", "head.projection.bias"} if is_mae else set()
+    assert set(report.names("re-initialised")) == lost
+    assert all(n.startswith(("decoder", "mask_token", "multi_scale")) for n in report.names("unused"))
+
+
+def damages():
+    """(what was done, the tensors of the file) for tensors of every part of the model."""
+    torch.manual_seed(1)
+    state = create_hiera("hiera_tiny_16x224", **SMALL, num_classes=5).state_dict()
+    for name, tensor in state.items():
+        rest = {n: t for n, t in state.items() if n != name}
+        yield f"removed {name}", rest
+        yield f"renamed {name}", {**rest, name.replace("a", "e"): tensor} if "a" in name else {**rest, name[1:]: tensor}
+        yield f"cut {name}", {**rest, name: tensor.flatten()[:-1]}
+        yield f"transposed {name}", {**rest, name: tensor[None].mT.clone()}
+        yield f"not finite {name}", {**rest, name: tensor.clone().fill_(float("nan"))}
+        yield f"quantised {name}", {**rest, name: tensor.to(torch.int8)}
+        yield f"added beside {name}", {**state, f"{name}_ema": tensor}
+        yield f"not a tensor {name}", {**rest, name: "a string"}
+
+
+def test_no_damage_goes_unseen(model):
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    for damage, state in damages():
+        for strict in (True, False):
+            kind, _, name = damage.partition(" ")
+            if not strict and "head." in name and kind not in ("not", "quantised", "added"):
+                continue  # another head is a known pair
+            with pytest.raises(ValueError) as error:
+                load_weights(model, state, strict=strict)
+            assert "\n" not in str(error.value), damage
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "an error left the model changed"
+
+
+def test_damaged_files_are_refused(model, other, tmp_path):
+    """Cut short anywhere."""
+    save_weights(tmp_path / "w.safetensors", other, {})
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    for file in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
+        whole = file.read_bytes()
+        for share in (0, 0.001, 0.3, 0.99, 0.999999):
+            file.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(ValueError, match=file.name):
+                load_weights(model, file)
 
 
 def test_image_weights_become_video_weights():
