@@ -15,6 +15,7 @@ from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 from safetensors.torch import load_file
 
 from hiera_video.config import load_config
+from hiera_video.errors import UserError
 from hiera_video.run import run
 
 
@@ -110,6 +111,24 @@ def test_same_config_and_seed_same_weights(tmp_path, finetune):
     assert results(tmp_path / "a") == results(tmp_path / "c"), "whatever the number of workers"
     start(*finetune("d"), "seed=1")
     assert results(tmp_path / "a") != results(tmp_path / "d")
+
+
+def test_compiled_and_recomputed_runs_are_the_same_training(tmp_path, finetune):
+    losses, accuracies = [], []
+    for name, *more in (
+        ("plain",),
+        ("recomputed", "train.recompute_stages=[1,2,3]"),
+        ("compiled", "train.compile=true", "test.compile=true"),
+    ):
+        start(*finetune(name, *more))
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if row["split"] == "train"])
+        accuracies.append(json.loads((tmp_path / name / "test/metrics.json").read_text())["top1"])
+    assert losses[1] == losses[0]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
+    assert accuracies[1:] == accuracies[:1] * 2
+    with pytest.raises(UserError, match="recompute_stages"):
+        start(*finetune("wrong", "train.recompute_stages=[5]"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
