@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from hiera_video.errors import UserError, run_command
 from hiera_video.models import create_hiera, create_hiera_mae
@@ -197,6 +198,19 @@ def pretrain_macs(size: str) -> int:
     return count_macs(Step(), torch.zeros(1, *CLIP))
 
 
+def print_profile(work: Callable[[], None], device: str) -> None:
+    """Where one call's time goes: operators by their own time."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        work()
+        synchronise(device)
+    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, own))
+    total = sum(getattr(e, own) for e in events)
+    rows = [[e.key[:60], f"{getattr(e, own) / 1e3:.0f}", f"{getattr(e, own) / total:.1%}"] for e in events[:10]]
+    print_table(rows, ["operator", "ms", "share"])
+
+
 def describe(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     return {"machine": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -244,6 +258,9 @@ def benchmark(args: argparse.Namespace) -> dict:
             if args.memory and name in ("ours", "official"):
                 row["memory_mib"] = peak_memory_mib(args, what, dtype)
             rows.append(row)
+        if args.profile:
+            print(f"ours, {dtype}:")
+            print_profile(work["ours"][1], device)
         result[f"matmul_gflops_{dtype}"] = peak / 1e9
         print(f"matrix product, {dtype}: {peak / 1e9:.0f} GFLOP/s")
     columns = list(dict.fromkeys(k for row in rows for k in row))
@@ -273,6 +290,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--profile", action="store_true", help="also print where our eager model's time goes")
     parser.add_argument("--others", nargs="*", choices=("mvit_b_16x4", "vit_b", "vit_l"), default=[], help="yardsticks")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--memory-of", choices=("ours", "official"), help=argparse.SUPPRESS)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.models import tokens
 from hiera_video.models.attention import attend
+from hiera_video.models.linear import Linear
 
 NORM_EPS = 1e-6
 
@@ -45,8 +46,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, dim_out: int, *, heads: int, pool: int = 1, local: bool = False):
         super().__init__()
         self.heads, self.pool, self.local = heads, pool, local
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
+        self.qkv = Linear(dim, 3 * dim_out)
+        self.proj = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, U, L, C] -> [B, U, L / pool, C_out]"""
@@ -63,8 +64,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -90,7 +91,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, dim_out, heads=heads, pool=pool, local=local)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
-        self.proj = nn.Linear(dim, dim_out) if dim != dim_out or pool > 1 else None
+        self.proj = Linear(dim, dim_out) if dim != dim_out or pool > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
@@ -358,7 +359,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(dim, num_classes)
+        self.projection = Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(self.dropout(x))

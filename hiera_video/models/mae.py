@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hiera_video.models import tokens
 from hiera_video.models.hiera import NORM_EPS, Block, Trunk, run_block
+from hiera_video.models.linear import Linear
 
 PIXEL_EPS = 1e-6
 DECODER_STAGE = 5  # of `recompute_stages`; the encoder's are 1 to 4
@@ -124,7 +125,7 @@ class MaskedAutoencoder(Trunk):
         # Every patch of the prediction by its unit. No pooling is left, so a unit is row-major inside.
         self.register_buffer("patch_index", tokens.unit_index(grid, unit, q_stride, 0), persistent=False)  # [U, S]
 
-        self.decoder_embed = nn.Linear(encoder_dim, decoder_embed_dim)
+        self.decoder_embed = Linear(encoder_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), decoder_embed_dim))
         self.decoder_blocks = nn.ModuleList(
@@ -133,7 +134,7 @@ class MaskedAutoencoder(Trunk):
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
         self.patch_size = patch_stride[-1] * q_stride[-1] ** q_pool  # pixels along the side of a prediction patch
-        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * in_chans)
+        self.decoder_pred = Linear(decoder_embed_dim, self.patch_size**2 * in_chans)
         self._init_weights()
 
     def forward(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from golden_weights import draw_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hiera_video.models import attention, create_hiera, create_hiera_mae, tokens
+from hiera_video.models import attention, create_hiera, create_hiera_mae, linear, tokens
 from hiera_video.models.hiera import Attention
 from hiera_video.models.mae import DECODER_STAGE, FusionHead
 
@@ -212,8 +212,9 @@ def classifier_step(model, forward, batch, precision):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_classifier_is_one_graph(precision):
+def test_classifier_is_one_graph(precision, monkeypatch):
     """Traced without a break; run as traced, it gives the same bits."""
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", False)  # traces keep the standard operator
     model = classifier().train()
     compiled = traced(model, "aot_eager")
     for batch in (2, 3):
@@ -222,7 +223,8 @@ def test_classifier_is_one_graph(precision):
         assert all(torch.equal(result[1][name], grad) for name, grad in plain[1].items())
 
 
-def test_autoencoder_step_is_one_graph():
+def test_autoencoder_step_is_one_graph(monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", False)
     mae = autoencoder().train()
     mae.recompute_stages = (1, DECODER_STAGE)  # in the same graph, too
     compiled = traced(mae, "aot_eager")
@@ -278,3 +280,18 @@ def test_export():
     for batch in (1, 5):
         with torch.no_grad():
             torch.testing.assert_close(exported.module()(clips(batch)), model(clips(batch)))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch is built without oneDNN")
+@pytest.mark.parametrize("shape", [(7, 24), (2, 3, 16, 24)])
+def test_linear_on_onednn(shape, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = linear.Linear(24, 40), torch.randn(shape, requires_grad=True)
+    grad = torch.randn(*shape[:-1], 40).transpose(0, -2).contiguous().transpose(0, -2)  # not contiguous
+    results = []
+    for is_faster in (True, False):
+        monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", is_faster)
+        out = layer(x)
+        results.append([out, *torch.autograd.grad(out, [x, layer.weight, layer.bias], grad)])
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
