@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 
 def count_macs(model: nn.Module, clip: Tensor) -> int:
-    """Multiply-accumulates of `model(clip)`.."""
+    """Multiply-accumulates of `model(clip)`, in eval mode."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention's fused operator has no handle either
     counter = FlopCountAnalysis(model.eval(), clip)
     counter.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    with torch.no_grad():
-        return int(counter.total())
+    try:
+        with torch.no_grad():
+            return int(counter.total())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def count_parameters(model: nn.Module) -> int:
