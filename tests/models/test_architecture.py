@@ -131,7 +131,7 @@ def test_cost_of_multi_head_attention_modules_is_counted():
     layer = torch.nn.TransformerEncoderLayer(32, 4, dim_feedforward=128, batch_first=True)
     tokens, dim, hidden = 50, 32, 128
     assert count_macs(layer, torch.zeros(1, tokens, dim)) == pytest.approx(
-        tokens * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens**2 * dim, rel=0.02
+        tokens * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens**2 * dim, rel=0.03
     )
 
 
