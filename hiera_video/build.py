@@ -182,7 +182,7 @@ def train_batches(
         sample=_train_sampler(config),
         transform=transform,
         repeats=config.train.repeats,
-        decoder=data.decoder,
+        **_decoding(config),
         seed=config.seed,
         substitute=True,
     )
@@ -221,12 +221,18 @@ def predict_features(model: nn.Module, stages: tuple[int, ...], clips: Tensor) -
     return {"features": pooled, **{f"stage{s}": maps[s - 1] for s in stages}}
 
 
+def _decoding(config: Config) -> dict[str, Any]:
+    data = config.data
+    quarantine = data.quarantine or Path(config.output) / "quarantine.csv"
+    return {"decoder": data.decoder, "timeout_s": data.decode_timeout_s, "quarantine": quarantine}
+
+
 def _eval_loader(
     config: Config, videos: VideoList, sample: ClipSampler, *, crops: int, world: World
 ) -> Iterable[Batch]:
     size = config.data.crop_size
     transform = EvalCrops(short_side=config.test.short_side or size, size=size, num_crops=crops)
-    dataset = ClipDataset(videos, sample=sample, transform=transform, decoder=config.data.decoder, seed=config.seed)
+    dataset = ClipDataset(videos, sample=sample, transform=transform, **_decoding(config), seed=config.seed)
     batches = test_batches(len(videos), batch_size=config.test.batch_size, rank=world.rank, world=world.size)
     return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
 

@@ -27,7 +27,14 @@ STAGES = ("train", "test", "features")
 TASKS = ("pretrain", "classify")
 CLIP_SAMPLERS = ("random", "segments", "pytorchvideo.random")  # training
 TEST_SAMPLERS = (None, "pytorchvideo.uniform", "pytorchvideo.constant_clips_per_video")
-MAY_CHANGE = ("output", "stages", "device", "data.num_workers")  # between two runs in one folder
+MAY_CHANGE = (
+    "output",
+    "stages",
+    "device",
+    "data.num_workers",
+    "data.decode_timeout_s",
+    "data.quarantine",
+)  # between two runs in one folder
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class DataConfig:
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     decoder: str = "auto"
+    decode_timeout_s: float = 30.0  # of one video; a decoder that takes longer is killed
+    quarantine: str | None = None  # videos that hung or crashed a decoder; default: quarantine.csv in `output`
     num_workers: int = 2  # per rank
     max_bad_fraction: float = 0.1  # of the training list; above it the run stops
 
@@ -201,7 +210,8 @@ def _check_values(config: Config) -> None:
         if value not in allowed:
             raise UserError(f"{key}={value!r} must be one of {', '.join(map(str, allowed))}")
     positive = (
-        "data.num_frames data.sampling_rate data.target_fps data.crop_size train.epochs train.batch_size train.repeats "
+        "data.num_frames data.sampling_rate data.target_fps data.crop_size data.decode_timeout_s "
+        "train.epochs train.batch_size train.repeats "
         "train.log_every train.save_every train.keep test.clips test.batch_size test.views_per_forward"
     )
     flat = flatten(dataclasses.asdict(config))

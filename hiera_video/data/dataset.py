@@ -10,6 +10,7 @@ A batch is a dict:
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +18,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.annotations import VideoList
+from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import Transform
-from hiera_video.data.video import VideoError, open_video
+from hiera_video.data.video import VideoError
 
+OTHER_BACKEND = {"auto": "decord", "pyav": "decord", "decord": "pyav"}  # after one hung or crashed
 MAX_SUBSTITUTES = 100  # rows tried in the place of one bad row, before the list itself must be at fault
 Batch = dict[str, Any]
 
@@ -36,6 +40,8 @@ class ClipDataset(Dataset):
     """Views of the videos of a list.
 
     substitute: a row that cannot be read is replaced by the next good one (training); else it is only reported (testing).
+    timeout_s: how long one decode may take. A video that takes longer, or crashes its decoder, with the chosen backend and
+    with the other one, goes to the quarantine `quarantine` (a file) and counts as one that cannot be read.
     """
 
     def __init__(
@@ -46,11 +52,14 @@ class ClipDataset(Dataset):
         transform: Transform,
         repeats: int = 1,
         decoder: str = "auto",
+        timeout_s: float = 30.0,
+        quarantine: str | Path | None = None,
         seed: int = 0,
         substitute: bool = False,
     ):
         self.videos, self.sample, self.transform = videos, sample, transform
         self.repeats, self.decoder, self.seed, self.substitute = repeats, decoder, seed, substitute
+        self.decoding, self.quarantine = DecodeProcess(timeout_s=timeout_s), Quarantine(quarantine)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -67,7 +76,22 @@ class ClipDataset(Dataset):
         return {"index": key.index, "bad": bad}
 
     def _views(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
-        with open_video(self.videos.path(row), self.decoder) as video:
+        path, state = self.videos.path(row), rng.bit_generator.state
+        reason = self.quarantine.reason(path)
+        if reason is not None:
+            raise VideoError(f"in quarantine: {reason}")
+        try:
+            return self._decoded_views(path, self.decoder, rng)
+        except DecodeFailure as first:
+            rng.bit_generator.state = state  # the same draws, whichever backend succeeds
+            try:
+                return self._decoded_views(path, OTHER_BACKEND[self.decoder], rng)
+            except VideoError:
+                self.quarantine.add(path, str(first))
+                raise first from None
+
+    def _decoded_views(self, path: str, decoder: str, rng: np.random.Generator) -> dict[str, Any]:
+        with self.decoding.open(path, decoder) as video:
             info = video.info
             # All draws of frames come first, then one decode of their sorted union, then one draw a view.
             clips = np.concatenate([self.sample(info.num_frames, info.fps, rng) for _ in range(self.repeats)])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.data import dataset as module
 from hiera_video.data.annotations import read_videos
 from hiera_video.data.dataset import ClipDataset, Key, TrainingOrder, collate, make_loader, test_batches
+from hiera_video.data.decode_process import DecodeProcess
 from hiera_video.data.sampling import random_clip, uniform_clips
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 
@@ -70,20 +70,14 @@ def test_evaluation_takes_every_row_once(world):
 
 def test_all_views_come_from_one_decode(shapes, monkeypatch):
     """15 views of a video: one open, one read of the sorted union of their frames."""
-    calls = []
-
-    class Counting(module.open_video):
-        def __enter__(self):
-            reader = super().__enter__()
-            get = reader.get
-            reader.get = lambda indices: calls.append(list(indices)) or get(indices)
-            return reader
-
-    monkeypatch.setattr(module, "open_video", Counting)
+    opened, calls = [], []
+    really_open, frames = DecodeProcess.open, DecodeProcess.frames
+    monkeypatch.setattr(DecodeProcess, "open", lambda self, *a: opened.append(a) or really_open(self, *a))
+    monkeypatch.setattr(DecodeProcess, "frames", lambda self, i: calls.append(list(i)) or frames(self, i))
     videos = read_videos("val.csv", root=shapes)
     sample = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 3))[Key(0, 0)]
     assert sample["clip"].shape == (15, 3, 8, 64, 64)
-    assert len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
+    assert len(opened) == len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
     # Clip-major: the three crops of a clip follow each other.
     monkeypatch.undo()
     one_crop = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 1))[Key(0, 0)]

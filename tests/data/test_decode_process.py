@@ -1,0 +1,190 @@
+"""No file hangs or crashes the process that asks for frames: real hangs, real crashes, real kills."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiera_video.data.annotations import read_videos
+from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.transforms import EvalCrops
+from hiera_video.data.video import VideoError, open_video
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def video(shapes):
+    return sorted(shapes.rglob("*.mp4"))[0]
+
+
+def children(pid):
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(p) for p in done.stdout.split()]
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])
+def test_same_frames_as_in_process(video, decoder):
+    process = DecodeProcess(timeout_s=60)
+    for indices in ([0, 5, 2, 2], [7], range(16)):
+        with process.open(video, decoder) as bounded, open_video(video, decoder) as plain:
+            assert bounded.name == plain.name
+            assert np.array_equal(bounded.info.times, plain.info.times)
+            assert np.array_equal(bounded.get(list(indices)), plain.get(list(indices)))
+    with pytest.raises(IndexError), process.open(video, decoder) as bounded:
+        bounded.get([10_000])
+    process.close()
+
+
+def test_errors_are_those_of_the_reader_and_leave_the_process_alive(video, tmp_path):
+    process = DecodeProcess(timeout_s=60)
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match="Invalid data"):
+        process.open(tmp_path / "text.mp4", "auto")
+    first = process._child.pid
+    with process.open(video, "auto") as bounded:
+        bounded.get([0])
+    assert process._child.pid == first
+    process.close()
+
+
+@pytest.mark.parametrize(
+    "body, kind, message",
+    [
+        ("while True: pass", "timeout", "more than 2 s"),
+        ("import time; time.sleep(1000)", "timeout", "more than 2 s"),
+        ("import ctypes; ctypes.string_at(0)", "crashed", "SIGSEGV"),
+        ("import os; os._exit(7)", "crashed", "exit status 7"),
+    ],
+)
+def test_hang_and_crash(video, tmp_path, monkeypatch, body, kind, message):
+    """The child imports a reader whose `get` runs `body`; the next child is the real one again."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import hiera_video.data.video as video\ndef get(self, indices):\n    {body}\nvideo.PyAVReader.get = get\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = DecodeProcess(timeout_s=2)
+    start = time.monotonic()
+    with pytest.raises(DecodeFailure, match=message) as failure, process.open(video, "auto") as bounded:
+        bounded.get([0])
+    assert failure.value.kind == kind and time.monotonic() - start < 30
+    monkeypatch.delenv("PYTHONPATH")
+    with process.open(video, "auto") as bounded:
+        assert bounded.get([0]).shape[0] == 1
+    process.close()
+
+
+def test_the_child_ends_with_its_parent(video, tmp_path):
+    """Also in the middle of a decode, and when the parent is killed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, hiera_video.data.video as video\n"
+        "def get(self, indices):\n"
+        "    while True: pass\n"
+        "video.PyAVReader.get = get\n"
+    )
+    code = (
+        "from hiera_video.data.decode_process import DecodeProcess\n"
+        f"DecodeProcess(timeout_s=1000).open({str(video)!r}, 'auto').get([0])"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=env)
+    deadline = time.monotonic() + 60
+    while not (started := children(parent.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert started and not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+def test_a_copy_has_a_child_of_its_own(video):
+    process = DecodeProcess(timeout_s=60)
+    with process.open(video, "auto"):
+        copy = pickle.loads(pickle.dumps(process))
+        with copy.open(video, "auto") as bounded:
+            assert bounded.get([0]).shape[0] == 1
+    assert process._child.pid != copy._child.pid
+    process.close()
+    copy.close()
+
+
+@pytest.fixture
+def trap(shapes, tmp_path, monkeypatch):
+    """A list with two videos whose decoding hangs and crashes, whatever the backend, between good ones.
+
+    Real decoders do so on files that nobody has yet; here the decoding process imports readers that do it by file name.
+    """
+    good = [line.rsplit(" ", 1)[0] for line in (shapes / "train.csv").read_text().splitlines()[:6]]
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    names = ["a.mp4", "hang.mp4", "b.mp4", "c.mp4", "crash.mp4", "d.mp4"]
+    for name, source in zip(names, good):
+        (folder / name).write_bytes((shapes / source).read_bytes())
+    (folder / "train.csv").write_text("".join(f"{name} {i % 2}\n" for i, name in enumerate(names)))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ctypes, time, hiera_video.data.video as video\n"
+        "def trapped(reader):\n"
+        "    get = reader.get\n"
+        "    def new(self, indices):\n"
+        "        while self._path.endswith('/hang.mp4'): pass\n"
+        "        if self._path.endswith('/crash.mp4'): ctypes.string_at(0)\n"
+        "        return get(self, indices)\n"
+        "    reader.get = new\n"
+        "import sys\n"
+        "if 'hiera_video.data.decode_process' in ' '.join(sys.orig_argv):\n"
+        "    trapped(video.PyAVReader); trapped(video.DecordReader)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
+    """Training replaces such videos, testing reports them missing, and both are named, counted and kept out of later."""
+    out = tmp_path / "run"
+    command = [
+        *("tools/run_net.py", "--cfg", "configs/demo/finetune.yaml", f"data.root={trap}", "data.val=train.csv"),
+        *(
+            "data.classes=null",
+            "model.num_classes=2",
+            "init.weights=null",
+            "model.embed_dim=16",
+            "model.stages=[1,1,1,1]",
+        ),
+        *("train.epochs=2", "train.batch_size=2", "train.log_every=1", "data.max_bad_fraction=0.5"),
+        *(f"data.num_workers={workers}", "data.decode_timeout_s=3", f"output={out}"),
+    ]
+    tool(*command)
+    metrics = json.loads((out / "test/metrics.json").read_text())
+    assert metrics["missing"] == ["hang.mp4", "crash.mp4"] and metrics["videos"] == 4
+    log = (out / "log.txt").read_text()
+    assert "hang.mp4: decoding took more than 3 s" in log
+    assert "crash.mp4: the decoder crashed (SIGSEGV)" in log
+    held = dict(csv.reader((out / "quarantine.csv").open()))
+    assert {Path(path).name for path in held} == {"hang.mp4", "crash.mp4"}
+
+    start = time.monotonic()  # a later run that is given the file does not even try them
+    dataset = ClipDataset(
+        read_videos("train.csv", root=trap),
+        sample=first_frames,
+        transform=EvalCrops(64, 64, 1),
+        quarantine=out / "quarantine.csv",
+    )
+    assert "in quarantine: decoding took" in dataset[Key(0, 1)]["bad"][0][1]
+    assert time.monotonic() - start < 1
+
+
+def first_frames(count, fps, rng):
+    return np.arange(4)[None]
