@@ -128,7 +128,7 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor], s
             + (f" ({'; '.join(sizes)})" if sizes else "")
             + _nearest(unused, [n for n in reinitialised if n not in mismatched])
         )
-    broken = [n for n in loaded if not state[n].is_floating_point() or not state[n].sum(dtype=torch.float64).isfinite()]
+    broken = [n for n in loaded if not _is_sound(state[n], own[n])]
     if broken:
         raise ValueError(f"{source} is damaged: not numbers, or not finite: {', '.join(_by_module(broken))}")
     with torch.no_grad():
@@ -160,6 +160,12 @@ def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Te
     if all(name.startswith("net.") for name in own) and not any(name.startswith("net.") for name in state):
         state = {f"net.{name}": t for name, t in state.items()}  # PyTorchVideo's own files
     return state
+
+
+def _is_sound(tensor: Tensor, own: Tensor) -> bool:
+    if tensor.is_floating_point() != own.is_floating_point():  # quantised, or not this tensor at all
+        return False
+    return bool(tensor.sum(dtype=torch.float64).isfinite())
 
 
 def _belongs_to_decoder(name: str) -> bool:
