@@ -144,7 +144,8 @@ def load_config(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             tree = OmegaConf.merge(tree, part)
         except OmegaConfBaseException as e:
             key = getattr(e, "full_key", None)
-            raise UserError(f"{source}: {f'{key}: ' if key else ''}{str(e).splitlines()[0]}") from e
+            message = str(e).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE'", "in a list")  # its own slip
+            raise UserError(f"{source}: {f'{key}: ' if key else ''}{message}") from e
     config: Config = OmegaConf.to_object(tree)
     if not config.output:
         config = dataclasses.replace(config, output=f"runs/{file.stem}")

@@ -36,6 +36,11 @@ def load(tmp_path, text="", *overrides):
         ("stages: [train, sleep]", [], "'sleep' must be one of train, test, features"),
         ("stages: []", [], "stages is empty"),
         ("", ["data.mean=[1,2]"], "override 'data.mean=[1,2]': TupleConfig length 2"),
+        (
+            "",
+            ["train.recompute_stages=[x]"],
+            "recompute_stages=[x]': Value in a list could not be converted to Integer",
+        ),
         ("", ["test.crops=2"], "test.crops=2 must be one of 1, 3"),
         ("", ["train.batch_size=0"], "train.batch_size=0 must be > 0"),
         ("data: {directional: true, flip: 0.5}", [], "never mirrored"),
