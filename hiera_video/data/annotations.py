@@ -35,6 +35,10 @@ class VideoList:
         start = self._ends[i - 1] if i else 0
         return os.fsdecode(self._text[start : self._ends[i]].tobytes())
 
+    def line(self, i: int) -> str:
+        """The row as a list has it: `path label`, or `path` alone."""
+        return self.written(i) if self.label(i) == -1 else f"{self.written(i)} {self.label(i)}"
+
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.written(i))
 

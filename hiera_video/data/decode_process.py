@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hiera_video.data.video import VideoError, VideoInfo, open_video
+from hiera_video.data.video import VideoError, VideoInfo, VideoReport, inspect_video, open_video
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 PR_SET_PDEATHSIG = 1
@@ -58,6 +58,10 @@ class DecodeProcess:
         """Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the child."""
         name, info = self._ask("open", str(path), decoder)
         return BoundedReader(self, name, info)
+
+    def inspect(self, path: str | Path) -> VideoReport:
+        """A full decode. Raises as `open` does."""
+        return self._ask("inspect", str(path))
 
     def close(self) -> None:
         if self._child is not None and self._owner == os.getpid():
@@ -210,6 +214,8 @@ def serve(descriptor: int, parent: int) -> None:
                     frames = reader.get(*arguments)
                     _put(descriptor, frames)
                     answer = frames.shape
+                elif what == "inspect":
+                    answer = inspect_video(*arguments)
             except (VideoError, IndexError, ValueError, MemoryError) as e:
                 answer = e
             send(replies, answer)

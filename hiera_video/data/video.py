@@ -33,6 +33,18 @@ class VideoInfo:
     decord_unsafe: str  # why decord would give other frames; empty if it reads the file rightly
 
 
+@dataclass(frozen=True)
+class VideoReport:
+    """What a full decode of a file found."""
+
+    frames: int  # that decode
+    fps: float
+    width: int  # upright
+    height: int
+    damage: str  # the first coded frame that does not decode; empty if all do
+    remark: str  # a wrong header; no damage
+
+
 class VideoReader(Protocol):
     name: str
     info: VideoInfo
@@ -154,6 +166,28 @@ class PyAVReader:
             raise VideoError("the size of the picture changes within the clip")
         return np.stack([images[int(i)] for i in indices])
 
+    def inspect(self) -> VideoReport:
+        self.close()
+        self._open()
+        frames, damage, size, position = 0, "", (0, 0), 0
+        for packet in self._container.demux(self._stream):
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError as e:
+                decoded, damage = [], damage or f"coded frame {position}: {_reason(e)}"
+            for frame in decoded:
+                if frame.is_corrupt:
+                    damage = damage or f"coded frame {position}: corrupt"
+                frames += 1
+                if frames == 1:
+                    size = _image(frame).shape[:2]
+            position += 1
+        if not frames:
+            raise VideoError(damage or "has no frame that can be decoded")
+        header = self._stream.frames
+        remark = f"the header says {header} frames" if header and header != frames and not damage else ""
+        return VideoReport(frames, self.info.fps, size[1], size[0], damage, remark)
+
     def close(self) -> None:
         self._container.close()
 
@@ -254,6 +288,12 @@ class PyAVReader:
                 yield from packet.decode()
             except av.FFmpegError:
                 continue  # this one cannot be decoded; the next ones are counted on
+
+
+def inspect_video(path: str | Path) -> VideoReport:
+    """Decodes every frame. Raises VideoError where there is none."""
+    with open_video(path, "pyav") as video:
+        return _errors_named(video.inspect)
 
 
 class DecordReader:
