@@ -31,5 +31,5 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.64",
     ],
-    extras_require={"test": TEST},
+    extras_require={"torchcodec": ["torchcodec>=0.7"], "test": TEST},
 )

@@ -223,8 +223,12 @@ def predict_features(model: nn.Module, stages: tuple[int, ...], clips: Tensor) -
 
 def _decoding(config: Config) -> dict[str, Any]:
     data = config.data
-    quarantine = data.quarantine or Path(config.output) / "quarantine.csv"
-    return {"decoder": data.decoder, "timeout_s": data.decode_timeout_s, "quarantine": quarantine}
+    return {
+        "decoder": data.decoder,
+        "timeout_s": data.decode_timeout_s,
+        "quarantine": data.quarantine or Path(config.output) / "quarantine.csv",
+        "manifest": data.manifest or Path(config.output) / "manifest.sqlite",
+    }
 
 
 def _eval_loader(

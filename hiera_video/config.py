@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "device",
     "data.num_workers",
     "data.decode_timeout_s",
+    "data.manifest",
     "data.quarantine",
 )  # between two runs in one folder
 
@@ -96,6 +97,7 @@ class DataConfig:
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     decoder: str = "auto"
     decode_timeout_s: float = 30.0  # of one video; a decoder that takes longer is killed
+    manifest: str | None = None  # what is known of each video's packets; default: manifest.sqlite in `output`
     quarantine: str | None = None  # videos that hung or crashed a decoder; default: quarantine.csv in `output`
     num_workers: int = 2  # per rank
     max_bad_fraction: float = 0.1  # of the training list; above it the run stops

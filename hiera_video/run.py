@@ -18,7 +18,7 @@ from hiera_video import build
 from hiera_video.checkpoint import checkpoint_step, latest_checkpoint, point_latest, resume, save_checkpoint
 from hiera_video.config import Config, changed_keys, to_yaml
 from hiera_video.data.annotations import VideoList, check_labels
-from hiera_video.data.video import decord_is_installed
+from hiera_video.data.video import missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import RunStopped, UserError
 from hiera_video.evaluate import FeatureFiles, ViewScores, evaluate, write_json
@@ -41,8 +41,8 @@ def run(config: Config) -> None:
         prepared = [stages[name]() for name in config.stages]  # reads lists: wrong input ends here, nothing written
         log = open_run_folder(config, world, {s.key: s.videos for s in prepared})
         try:
-            if config.data.decoder == "decord" and not decord_is_installed():
-                log.say("data.decoder=decord, but decord is not installed here: every file is decoded with PyAV")
+            if missing_decoder(config.data.decoder):
+                log.say(f"{missing_decoder(config.data.decoder)}: every file is decoded with PyAV")
             for stage in prepared:
                 stage.run(log)
                 world.barrier()

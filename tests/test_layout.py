@@ -50,7 +50,8 @@ def users_of(module):
 
 def test_outside_libraries_have_one_door():
     assert users_of("torch.distributed") == {"distributed.py"}
-    assert users_of("decord") == users_of("av") == {"data/video.py"}
+    assert users_of("decord") == users_of("torchcodec") == {"data/video.py"}
+    assert users_of("av") == {"data/packets.py", "data/pyav_reader.py"}
     assert users_of("omegaconf") == {"config.py"}
     assert users_of("pytorchvideo") == {"build.py", "models/pytorchvideo_models.py"}
     assert not any(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from hiera_video.data.annotations import VideoList, read_videos
 from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
-from hiera_video.data.video import VideoError
+from hiera_video.data.packets import VideoError
 from hiera_video.errors import UserError, run_command
 
 COLUMNS = ("path", "status", "frames", "fps", "width", "height", "reason")

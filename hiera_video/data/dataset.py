@@ -19,12 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.annotations import VideoList
 from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.packets import VideoError
 from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import Transform
-from hiera_video.data.video import VideoError
 
-OTHER_BACKEND = {"auto": "decord", "pyav": "decord", "decord": "pyav"}  # after one hung or crashed
+OTHER_BACKEND = {
+    "auto": "decord",
+    "pyav": "decord",
+    "decord": "pyav",
+    "torchcodec": "pyav",
+}  # after one hung or crashed
 MAX_SUBSTITUTES = 100  # rows tried in the place of one bad row, before the list itself must be at fault
 Batch = dict[str, Any]
 
@@ -41,7 +46,8 @@ class ClipDataset(Dataset):
 
     substitute: a row that cannot be read is replaced by the next good one (training); else it is only reported (testing).
     timeout_s: how long one decode may take. A video that takes longer, or crashes its decoder, with the chosen backend and
-    with the other one, goes to the quarantine `quarantine` (a file) and counts as one that cannot be read.
+    with the other one, goes to the quarantine `quarantine` (a file) and counts as one that cannot be read. manifest: a file
+    that keeps what was found of each video's packets.
     """
 
     def __init__(
@@ -54,12 +60,13 @@ class ClipDataset(Dataset):
         decoder: str = "auto",
         timeout_s: float = 30.0,
         quarantine: str | Path | None = None,
+        manifest: str | Path | None = None,
         seed: int = 0,
         substitute: bool = False,
     ):
         self.videos, self.sample, self.transform = videos, sample, transform
         self.repeats, self.decoder, self.seed, self.substitute = repeats, decoder, seed, substitute
-        self.decoding, self.quarantine = DecodeProcess(timeout_s=timeout_s), Quarantine(quarantine)
+        self.decoding, self.quarantine = DecodeProcess(timeout_s=timeout_s, manifest=manifest), Quarantine(quarantine)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -93,8 +100,9 @@ class ClipDataset(Dataset):
     def _decoded_views(self, path: str, decoder: str, rng: np.random.Generator) -> dict[str, Any]:
         with self.decoding.open(path, decoder) as video:
             info = video.info
+            grid = info.grid()
             # All draws of frames come first, then one decode of their sorted union, then one draw a view.
-            clips = np.concatenate([self.sample(info.num_frames, info.fps, rng) for _ in range(self.repeats)])
+            clips = grid[np.concatenate([self.sample(len(grid), info.fps, rng) for _ in range(self.repeats)])]
             needed, back = np.unique(clips, return_inverse=True)
             frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
         frame_s = 1 / info.fps  # a clip ends when its last frame does

@@ -28,7 +28,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hiera_video.data.video import VideoError, VideoInfo, VideoReport, inspect_video, open_video
+from hiera_video.data.packets import Manifest, VideoError, VideoInfo
+from hiera_video.data.pyav_reader import VideoReport
+from hiera_video.data.video import inspect_video, open_video
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 PR_SET_PDEATHSIG = 1
@@ -44,15 +46,20 @@ class DecodeFailure(VideoError):
 
 
 class DecodeProcess:
-    """One child, for one caller at a time. A pickled or forked copy starts a child of its own."""
+    """One child, for one caller at a time. A pickled or forked copy starts a child of its own.
 
-    def __init__(self, *, timeout_s: float):
-        self.timeout_s = timeout_s
+    manifest: the file that keeps the scans of videos, so that each is scanned once.
+    """
+
+    def __init__(self, *, timeout_s: float, manifest: str | Path | None = None):
+        self.timeout_s, self.manifest = timeout_s, manifest
         self._child: subprocess.Popen | None = None
         self._owner = 0
+        self._memory: BinaryIO | None = None
+        self._map: mmap.mmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"timeout_s": self.timeout_s, "_child": None, "_owner": 0}
+        return {**self.__dict__, "_child": None, "_owner": 0, "_memory": None, "_map": None}
 
     def open(self, path: str | Path, decoder: str) -> "BoundedReader":
         """Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the child."""
@@ -109,8 +116,9 @@ class DecodeProcess:
         root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         descriptor = self._memory.fileno()
+        manifest = [] if self.manifest is None else [str(self.manifest)]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "hiera_video.data.decode_process", str(descriptor), str(os.getpid())],
+            [sys.executable, "-m", "hiera_video.data.decode_process", str(descriptor), str(os.getpid()), *manifest],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # FFmpeg writes what it thinks of damaged files
@@ -189,13 +197,14 @@ def _how_it_ended(status: int) -> str:
 # -- the child
 
 
-def serve(descriptor: int, parent: int) -> None:
+def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> None:
     """Answers requests from stdin until it ends."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may come between the replies
     send(replies, "ready")
+    manifest = Manifest(manifest_file) if manifest_file else None
     opened: open_video | None = None
     reader = None
     with contextlib.suppress(EOFError):
@@ -207,7 +216,7 @@ def serve(descriptor: int, parent: int) -> None:
                     opened = reader = None
                 answer: Any = None
                 if what == "open":
-                    opened = open_video(*arguments)
+                    opened = open_video(*arguments, manifest=manifest)
                     reader = opened.__enter__()
                     answer = (reader.name, reader.info)
                 elif what == "get":
@@ -238,4 +247,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -16,8 +16,9 @@ import pytest
 from hiera_video.data.annotations import read_videos
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.packets import VideoError
 from hiera_video.data.transforms import EvalCrops
-from hiera_video.data.video import VideoError, open_video
+from hiera_video.data.video import open_video
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from hiera_video.data.video import DecordReader, VideoError, open_video
+from hiera_video.data.packets import VideoError
+from hiera_video.data.video import DecordReader, open_video
 
 ODD = ("hangs_decord.mp4", "corrupted.mp4")
 
