@@ -2,6 +2,7 @@
 
     python tools/benchmark.py model                                  # forward, B 16x224
     python tools/benchmark.py pretrain --size large --batch 2        # masked-autoencoder step: forward and backward
+    python tools/benchmark.py loader --help                          # reading clips; see benchmark_data.py
 
 Contenders take turns, A B C A B C ..., so that a machine whose speed drifts treats them alike; ratios are of minimum and of
 median times. GFLOP/s count two operations a multiply-accumulate; the share is of the matrix-product rate measured in the same
@@ -306,4 +307,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    if sys.argv[1:2] in (["loader"], ["views"]):
+        import benchmark_data
+
+        run_command(benchmark_data.main)
+    else:
+        run_command(main)

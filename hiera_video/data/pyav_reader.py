@@ -9,8 +9,9 @@ not the video's frames. They are an error here, up to the next keyframe.
 """
 
 import dataclasses
+import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import av
@@ -127,16 +128,12 @@ class PyAVReader:
 
     def _decode_group(self, keyframe: int | None, stamps: set[int]) -> dict[int, np.ndarray]:
         """Decodes from a keyframe until all `stamps` are found, or until it is clear that they will not be."""
-        if keyframe is None:
-            self.close()
-            self._open()
-        else:
-            self._container.seek(self.packets.keyframes[keyframe][1], stream=self._stream, backward=True)
+        packets = self._packets_from(keyframe)
         codec, last, found = self._stream.codec_context, max(stamps), {}
         first, late = True, 0
         broken, damaged = False, set()  # in the order of packets: from one that does not decode to the next keyframe
         concealed = False  # in the order of frames: from one that is marked corrupt to the next keyframe
-        for packet in self._container.demux(self._stream):
+        for packet in packets:
             codec.skip_frame = "DEFAULT" if packet.is_keyframe or packet.pts in stamps else "NONREF"
             broken = broken and not packet.is_keyframe
             try:
@@ -157,6 +154,21 @@ class PyAVReader:
             if len(found) == len(stamps) or late > 16:
                 break
         return found
+
+    def _packets_from(self, keyframe: int | None) -> Iterable[av.Packet]:
+        if keyframe is None:
+            self.close()
+            self._open()
+            return self._container.demux(self._stream)
+        pts, dts = self.packets.keyframes[keyframe]
+        # Formats differ in which of the two they seek by. By the wrong one they land a whole group too early, or too late.
+        for target in (pts, dts):
+            self._container.seek(target, stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+            first = next(packets)
+            if first.pts == pts:
+                break
+        return itertools.chain([first], packets)
 
     # -- frames named by their position
 
