@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.annotations import VideoList
@@ -107,10 +108,17 @@ class ClipDataset(Dataset):
             frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
         frame_s = 1 / info.fps  # a clip ends when its last frame does
         times = np.stack([info.times[clips[:, 0]], info.times[clips[:, -1]] + frame_s], axis=1)
-        views = [self.transform(frames[torch.from_numpy(rows)], rng) for rows in back.reshape(clips.shape)]
+        views = [self.transform(_pick(frames, rows), rng) for rows in back.reshape(clips.shape)]
         clip = torch.cat([v.clips for v in views])
         seeds = torch.from_numpy(rng.integers(2**62, size=len(clip)))
         return {"clip": clip, "erase": torch.cat([v.erase for v in views]), "seed": seeds, "times": times}
+
+
+def _pick(frames: Tensor, rows: np.ndarray) -> Tensor:
+    """frames[rows]; a view, not a copy, where the rows follow each other, as those of most clips do."""
+    if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+        return frames[rows[0] : rows[0] + len(rows)]
+    return frames[torch.from_numpy(rows)]
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> Batch:

@@ -10,6 +10,7 @@ not the video's frames. They are an error here, up to the next keyframe.
 
 import dataclasses
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,16 +132,20 @@ class PyAVReader:
         packets = self._packets_from(keyframe)
         codec, last, found = self._stream.codec_context, max(stamps), {}
         first, late = True, 0
-        broken, damaged = False, set()  # in the order of packets: from one that does not decode to the next keyframe
+        key_pts, damaged = -math.inf, set()  # in the order of packets: from one that does not decode to the next keyframe
+        broken = leading_broken = False
         concealed = False  # in the order of frames: from one that is marked corrupt to the next keyframe
         for packet in packets:
             codec.skip_frame = "DEFAULT" if packet.is_keyframe or packet.pts in stamps else "NONREF"
-            broken = broken and not packet.is_keyframe
+            if packet.is_keyframe and packet.pts is not None:
+                key_pts, broken, leading_broken = packet.pts, False, False
+            # Leading: after a keyframe in the file, shown before it. Only others that lead may build on it.
+            leads = packet.pts is not None and packet.pts < key_pts
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                frames, broken = [], True
-            if broken:
+                frames, broken, leading_broken = [], broken or not leads, True
+            if broken or (leading_broken and leads):
                 damaged.add(packet.pts)
             for frame in frames:
                 if first and keyframe is not None and frame.pts is not None and frame.pts > min(stamps):

@@ -75,9 +75,9 @@ class EvalCrops:
         resized, corners = crop_boxes(
             *frames.shape[-2:], short_side=self.short_side, size=self.size, num_crops=self.num_crops
         )
-        frames = resize(frames, resized)
-        crops = [frames[..., top : top + self.size, left : left + self.size] for top, left in corners]
-        return Views(torch.stack(crops).transpose(1, 2).contiguous(), torch.zeros(len(crops), 4, dtype=torch.int32))
+        clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]; one reordering for all crops
+        crops = [clip[..., top : top + self.size, left : left + self.size] for top, left in corners]
+        return Views(torch.stack(crops), torch.zeros(len(crops), 4, dtype=torch.int32))
 
 
 @dataclass(frozen=True)
