@@ -24,6 +24,7 @@ from hiera_video.data.sampling import (
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 from hiera_video.distributed import World
 from hiera_video.errors import UserError
+from hiera_video.files import exists, join, local, register_handlers
 from hiera_video.models.hiera import Trunk
 from hiera_video.models.mae import DECODER_STAGE
 from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS
@@ -39,6 +40,10 @@ PROBED = 20  # rows looked up before a run starts, to tell a wrong data.root fro
 
 def build_videos(config: Config, key: str) -> VideoList:
     """The list under `data.train`, `data.val`, `data.test` or `features.videos`. Raises UserError."""
+    try:
+        register_handlers(config.data.path_handlers)
+    except ImportError as e:
+        raise UserError(f"data.path_handlers: {e}") from e
     source = {
         "data.train": config.data.train,
         "data.val": config.data.val,
@@ -46,7 +51,7 @@ def build_videos(config: Config, key: str) -> VideoList:
         "features.videos": config.features.videos or config.data.test or config.data.val,
     }[key]
     videos = read_videos(source, root=config.data.root or "", key=key)
-    if len(videos) and not any(Path(videos.path(i)).exists() for i in range(min(len(videos), PROBED))):
+    if len(videos) and not any(exists(videos.path(i)) for i in range(min(len(videos), PROBED))):
         raise UserError(
             f"{key}: none of the first videos of {videos.source} exists ({videos.path(0)}); "
             "set data.root to the folder that the list's paths are relative to"
@@ -58,9 +63,12 @@ def class_names(config: Config, videos: VideoList | None) -> list[str]:
     """Of data.classes, or of the class folders; empty if nothing names them."""
     if config.data.classes is None:
         return list(videos.classes) if videos is not None else []
-    for file in (Path(config.data.root or "", config.data.classes), Path(config.data.classes)):
-        if file.is_file():
-            return file.read_text(encoding="utf-8").splitlines()
+    for name in (join(config.data.root or "", config.data.classes), config.data.classes):
+        try:
+            if exists(name):
+                return Path(local(name)).read_text(encoding="utf-8").splitlines()
+        except OSError as e:
+            raise UserError(f"data.classes: {e}") from e
     raise UserError(f"data.classes: there is no file {config.data.classes}, here or under data.root")
 
 

@@ -76,6 +76,7 @@ class InitConfig:
 @dataclass(frozen=True)
 class DataConfig:
     root: str | None = None  # relative paths, of lists and in them, are under it
+    path_handlers: tuple[str, ...] = ()  # modules that register iopath handlers for paths like s3://..; see files.py
     train: str = "train.csv"  # a list, or a folder of class folders
     val: str = "val.csv"
     test: str | None = None  # default: data.val

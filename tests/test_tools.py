@@ -1,7 +1,11 @@
 """Every tool starts and says how it is used; the small ones do their job."""
 
+import json
+
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 TOOLS = sorted(str(p.relative_to(ROOT)) for folder in ("tools", "datasets") for p in (ROOT / folder).glob("*.py"))
 
@@ -40,3 +44,30 @@ def test_make_lists_keeps_what_is_there(tmp_path, tool):
     assert "--force" in tool("datasets/make_lists.py", tmp_path, check=2).stderr
     (tmp_path / "c").mkdir()
     assert "no video" in tool("datasets/make_lists.py", tmp_path, "--force", check=2).stderr
+
+
+@pytest.mark.parametrize("split, shape", [("train", (4, 2)), ("test", (4, 3))])
+def test_show_clip(shapes, tmp_path, tool, split, shape):
+    """Not a blank sheet: every row has colours, and the rows of one video differ."""
+    views = ["train.repeats=2", "test.clips=1", "test.crops=3", "test.short_side=72", "data.erase=1"]
+    out = tmp_path / "batch.png"
+    args = ("--output", out, "--split", split, f"data.root={shapes}", *views)
+    done = tool("tools/show_clip.py", "--cfg", "configs/demo/finetune.yaml", *args)
+    assert f"{shape[0]} videos x {shape[1]} views" in done.stdout
+    sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    rows = np.split(sheet, shape[0] * shape[1])
+    assert all(row[16:].std() > 10 for row in rows)
+    assert (rows[0] != rows[1]).any() and not list(ROOT.glob("runs/finetune*"))
+
+
+def test_data_benchmarks(tmp_path, tool):
+    """The figures are there and make sense; how large they are is for docs/benchmarks.md."""
+    pytest.importorskip("decord")
+    run = ("--rounds", "2", "--pairs", "1", "--json", tmp_path / "out.json")
+    out = tool("tools/benchmark.py", "loader", "--step-ms", "100", *run).stdout
+    assert "PyTorchVideo, decord" in out and "plain decord" in out and "workers" in out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert 0 < found["codec_share"] < 1.5 and found["one_clip_ms"]["ours, auto"] > 0
+    tool("tools/benchmark.py", "views", *run)
+    assert 0 < json.loads((tmp_path / "out.json").read_text())["ratio"] < 1
+    assert "no video" in tool("tools/benchmark.py", "loader", "/gone.mp4", check=2).stderr

@@ -263,7 +263,7 @@ def where_time_goes(videos: list[str], args: argparse.Namespace) -> dict:
             views = crop(torch.from_numpy(frames).permute(0, 3, 1, 2), rng)
         with clocked(spent, "collate"):
             sample = {"clip": views.clips, "erase": views.erase, "seed": torch.zeros(1), "times": 0, "label": 0}
-            collate([{**sample, "index": 0, "bad": []}] * 2)
+            collate([{**sample, "index": 0, "row": 0, "bad": []}] * 2)
     total = sum(spent.values())
     rows = [[name, f"{1e3 * s / args.rounds:.2f}", f"{s / total:.0%}"] for name, s in spent.items()]
     print_table(rows, ["a training sample", "mean ms", "share"])

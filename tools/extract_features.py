@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="folder for the features")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     from hiera_video.config import load_config
     from hiera_video.run import extract_features
 

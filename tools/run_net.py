@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="config file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     from hiera_video.config import load_config
     from hiera_video.run import run
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hiera_video.errors import UserError
+from hiera_video.files import join, local
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _LABEL = re.compile(r"[+-]?\d+\Z")
@@ -40,7 +41,7 @@ class VideoList:
         return self.written(i) if self.label(i) == -1 else f"{self.written(i)} {self.label(i)}"
 
     def path(self, i: int) -> str:
-        return os.path.join(self.root, self.written(i))
+        return join(self.root, self.written(i))
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
@@ -51,7 +52,11 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
 
     `key` is the config key that named it, for the message. Raises UserError.
     """
-    where = Path(root) / source
+    name = join(root, source)
+    try:
+        where = Path(local(name))
+    except OSError as e:
+        raise UserError(f"{key}: {e}") from e
     if where.is_dir():
         return _read_folders(where, key)
     if not where.is_file():
@@ -72,7 +77,7 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
             labels.append(-1)
     if not paths:
         raise UserError(f"{key}: the list {where} is empty; it needs one video a line, `path label`")
-    return VideoList(paths, labels, root=str(root), source=str(where))
+    return VideoList(paths, labels, root=str(root), source=name)
 
 
 def _read_folders(folder: Path, key: str) -> VideoList:

@@ -4,7 +4,8 @@ A sample is V views of one video, from one decode: 1 in plain training, the repe
 (clip-major) in testing, windows in feature extraction. What it looks like depends on (seed, epoch, index) alone.
 
 A batch is a dict:
-    clip   uint8 [B, V, C, T, S, S]       label  int64 [B], -1 for none      index  int64 [B], rows of the list
+    clip   uint8 [B, V, C, T, S, S]       label  int64 [B], -1 for none      index  int64 [B], rows that were asked for
+    row    int64 [B], rows that were read: others where a video was replaced
     erase  int32 [B, V, 4]                seed   int64 [B, V]                times  one float64 [clips, 2] a sample, seconds
     bad    [(row, reason), ...]           rows that could not be read; clip is None if that was all of them
 """
@@ -24,6 +25,7 @@ from hiera_video.data.packets import VideoError
 from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import Transform
+from hiera_video.files import local
 
 OTHER_BACKEND = {
     "auto": "decord",
@@ -78,7 +80,8 @@ class ClipDataset(Dataset):
             row = (key.index + offset) % len(self.videos)
             rng = np.random.default_rng([self.seed, key.epoch, key.index])
             try:
-                return {**self._views(row, rng), "index": key.index, "label": self.videos.label(row), "bad": bad}
+                views = self._views(row, rng)
+                return {**views, "index": key.index, "row": row, "label": self.videos.label(row), "bad": bad}
             except VideoError as e:
                 bad.append((row, str(e)))
         return {"index": key.index, "bad": bad}
@@ -89,13 +92,17 @@ class ClipDataset(Dataset):
         if reason is not None:
             raise VideoError(f"in quarantine: {reason}")
         try:
+            path = local(path)
+        except OSError as e:
+            raise VideoError(str(e)) from e
+        try:
             return self._decoded_views(path, self.decoder, rng)
         except DecodeFailure as first:
             rng.bit_generator.state = state  # the same draws, whichever backend succeeds
             try:
                 return self._decoded_views(path, OTHER_BACKEND[self.decoder], rng)
             except VideoError:
-                self.quarantine.add(path, str(first))
+                self.quarantine.add(self.videos.path(row), str(first))
                 raise first from None
 
     def _decoded_views(self, path: str, decoder: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -129,8 +136,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         for name in ("clip", "erase", "seed"):
             batch[name] = torch.stack([sample[name] for sample in good])
         batch["times"] = [sample["times"] for sample in good]
-        batch["label"] = torch.tensor([sample["label"] for sample in good])
-        batch["index"] = torch.tensor([sample["index"] for sample in good])
+        for name in ("label", "index", "row"):
+            batch[name] = torch.tensor([sample[name] for sample in good])
     return batch
 
 

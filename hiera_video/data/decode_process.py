@@ -34,6 +34,7 @@ from hiera_video.data.video import inspect_video, open_video
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 PR_SET_PDEATHSIG = 1
+TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 LENGTH = struct.Struct("<Q")
 
 
@@ -206,7 +207,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
     send(replies, "ready")
     manifest = Manifest(manifest_file) if manifest_file else None
     opened: open_video | None = None
-    reader = None
+    reader, count = None, 0
     with contextlib.suppress(EOFError):
         while True:
             what, *arguments = receive(sys.stdin.buffer)
@@ -216,6 +217,9 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     opened = reader = None
                 answer: Any = None
                 if what == "open":
+                    count += 1
+                    if count % TRIM_EVERY == 0:
+                        _trim_memory()
                     opened = open_video(*arguments, manifest=manifest)
                     reader = opened.__enter__()
                     answer = (reader.name, reader.info)
@@ -225,8 +229,10 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     answer = frames.shape
                 elif what == "inspect":
                     answer = inspect_video(*arguments)
-            except (VideoError, IndexError, ValueError, MemoryError) as e:
+            except (VideoError, IndexError) as e:
                 answer = e
+            except Exception as e:  # a damaged file may lead a decoder anywhere; this process is there to hold it
+                answer = VideoError(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
             send(replies, answer)
 
 
@@ -236,6 +242,13 @@ def _put(descriptor: int, frames: np.ndarray) -> None:
     view, offset = memoryview(np.ascontiguousarray(frames)).cast("B"), 0
     while offset < len(view):
         offset += os.pwrite(descriptor, view[offset:], offset)
+
+
+def _trim_memory() -> None:
+    """Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a kilobyte a video."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _die_with(parent: int) -> None:

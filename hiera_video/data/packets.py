@@ -148,12 +148,12 @@ class Manifest:
         self._run("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", (_key(path), _stamp(path), scan))
 
     def _open(self) -> None:
-        Path(self._file).parent.mkdir(parents=True, exist_ok=True)
         try:
+            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self._file, timeout=5, isolation_level=None)
             self._connection.execute("PRAGMA synchronous = OFF")  # a cache may be lost
             self._connection.execute("CREATE TABLE IF NOT EXISTS scans (path BLOB PRIMARY KEY, stamp TEXT, scan BLOB)")
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             self._connection = None
 
     def _run(self, statement: str, values: tuple) -> list:
@@ -178,11 +178,15 @@ def _stamp(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
+# What opening and reading a damaged file raises: FFmpeg's own, and what PyAV makes of absurd times, sizes and texts.
+DAMAGE = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)
+
+
 def errors_named(work, *arguments):
-    """What FFmpeg says when it cannot go on, as a VideoError."""
+    """What a damaged file makes FFmpeg or PyAV raise, as a VideoError."""
     try:
         return work(*arguments)
-    except (av.FFmpegError, OSError) as e:
+    except DAMAGE as e:
         raise VideoError(reason(e)) from e
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from hiera_video.data.packets import Packets, VideoError, errors_named, reason
+from hiera_video.data.packets import DAMAGE, Packets, VideoError, errors_named, reason
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,20 @@ class PyAVReader:
 
     def inspect(self) -> VideoReport:
         """Decodes every frame. Raises VideoError where there is none."""
+        frames, size, damage = self._decode_all(strict=True)
+        if damage:  # a lenient decoder tells how many frames can be had of it
+            frames, size, _ = self._decode_all(strict=False)
+        if not frames:
+            raise VideoError(damage or "has no frame that can be decoded")
+        header = self._stream.frames
+        remark = f"the header says {header} frames" if header and header != frames and not damage else ""
+        return VideoReport(frames, self.info.fps, size[1], size[0], damage, remark)
+
+    def _decode_all(self, *, strict: bool) -> tuple[int, tuple[int, int], str]:
+        """(frames, (height, width) of the first, what is wrong with the first coded frame that does not decode)"""
         self.close()
-        self._open(strict=False)
-        frames, damage, size = 0, "", (0, 0)
+        self._open(strict=strict)
+        frames, size, damage = 0, (0, 0), ""
         for position, packet in enumerate(self._container.demux(self._stream)):
             try:
                 decoded = packet.decode()
@@ -79,19 +90,15 @@ class PyAVReader:
                 frames += 1
                 if frames == 1:
                     size = _image(frame).shape[:2]
-        if not frames:
-            raise VideoError(damage or "has no frame that can be decoded")
-        header = self._stream.frames
-        remark = f"the header says {header} frames" if header and header != frames and not damage else ""
-        return VideoReport(frames, self.info.fps, size[1], size[0], damage, remark)
+        return frames, size, damage
 
     def close(self) -> None:
         self._container.close()
 
     def _open(self, *, strict: bool = True) -> None:
         try:
-            self._container = av.open(self._path)
-        except (av.FFmpegError, OSError) as e:
+            self._container = av.open(self._path, metadata_errors="replace")
+        except DAMAGE as e:
             raise VideoError(reason(e)) from e
         stream = self._container.streams.best("video")
         if stream is None:
@@ -132,7 +139,10 @@ class PyAVReader:
         packets = self._packets_from(keyframe)
         codec, last, found = self._stream.codec_context, max(stamps), {}
         first, late = True, 0
-        key_pts, damaged = -math.inf, set()  # in the order of packets: from one that does not decode to the next keyframe
+        key_pts, damaged = (
+            -math.inf,
+            set(),
+        )  # in the order of packets: from one that does not decode to the next keyframe
         broken = leading_broken = False
         concealed = False  # in the order of frames: from one that is marked corrupt to the next keyframe
         for packet in packets:

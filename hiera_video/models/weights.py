@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hiera_video.files import local
 from hiera_video.models.resize import fit_to_model
 
 METADATA_KEY = "hiera_video"
@@ -50,7 +51,10 @@ class LoadReport:
 
 def weights_file(path: str | Path) -> Path:
     """The weight file that `path` means: itself, a step folder's, or a run folder's newest. Raises ValueError."""
-    path = Path(path)
+    try:
+        path = Path(local(path))
+    except OSError as e:
+        raise ValueError(str(e)) from e
     for candidate in (path, path / "model.safetensors", path / "checkpoints" / "latest" / "model.safetensors"):
         if candidate.is_file():
             return candidate

@@ -40,8 +40,9 @@ def equal(a, b):
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
-    here, in_workers = batches(shapes, 0), batches(shapes, 2)
-    assert all(equal(a, b) for a, b in zip(here, in_workers, strict=True))
+    here = batches(shapes, 0)
+    for workers in (1, 2, 4):
+        assert all(equal(a, b) for a, b in zip(here, batches(shapes, workers), strict=True)), workers
     assert here[0]["clip"].shape == (8, 2, 3, 8, 64, 64)
     for a, b in zip(here[5:], batches(shapes, 0, first_step=5), strict=True):
         assert equal(a, b), "a restart goes on with the same samples"

@@ -1,0 +1,63 @@
+"""The manifest of packet scans: what it saves, and that it never lies."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from hiera_video.data import pyav_reader
+from hiera_video.data.decode_process import DecodeProcess
+from hiera_video.data.packets import Manifest
+from hiera_video.data.video import open_video
+
+
+@pytest.fixture
+def video(shapes, tmp_path):
+    return shutil.copy(sorted(shapes.rglob("*.mp4"))[0], tmp_path / "video.mp4")
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Paths that were scanned."""
+    paths, scan = [], pyav_reader.PyAVReader._scan
+    monkeypatch.setattr(pyav_reader.PyAVReader, "_scan", lambda self: paths.append(self._path) or scan(self))
+    return paths
+
+
+def test_a_file_is_scanned_once_and_again_when_it_changes(video, tmp_path, scans):
+    manifest = Manifest(tmp_path / "m/manifest.sqlite")
+    for decoder in ("auto", "decord", "auto"):
+        with open_video(video, decoder, manifest=manifest) as v:
+            first = v.info
+    with open_video(video, "auto") as plain:
+        assert np.array_equal(plain.info.times, first.times) and plain.info.fps == first.fps
+        packets = plain.packets
+    assert len(scans) == 2
+    assert Manifest(tmp_path / "m/manifest.sqlite").find(str(video)) == packets, "kept between runs"
+    os.utime(video, (1, 1))
+    with open_video(video, manifest=manifest):
+        assert len(scans) == 3
+
+
+def test_many_processes_share_it(video, tmp_path, scans):
+    file = tmp_path / "manifest.sqlite"
+    processes = [DecodeProcess(timeout_s=60, manifest=file) for _ in range(3)]
+    for process in processes:
+        with process.open(video, "auto") as v:
+            assert v.get([0]).shape[0] == 1
+        process.close()
+    assert Manifest(file).find(str(video)) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no data base" * 100])
+def test_a_broken_one_is_no_obstacle(video, tmp_path, content):
+    file = tmp_path / "manifest.sqlite"
+    file.write_bytes(content)
+    with open_video(video, manifest=Manifest(file)) as v:
+        assert v.get([0]).shape[0] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(video):
+    with open_video(video, manifest=Manifest("/proc/none/manifest.sqlite")) as v:
+        assert v.get([0]).shape[0] == 1
