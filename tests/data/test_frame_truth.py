@@ -262,3 +262,9 @@ def test_clips_of_a_variable_rate_follow_the_clock(tmp_path):
         assert got == clip.tolist()
         gaps = np.diff(seconds[clip])
         assert np.abs(gaps - gaps.mean()).max() < 100 / 600 + 1e-3, "even but for the longest step"
+
+
+@pytest.mark.parametrize("decoder", OTHERS)
+def test_the_decoder_is_here(decoder):
+    if missing_decoder(decoder):
+        pytest.skip(f"{missing_decoder(decoder)}; nothing above was tested with it")
