@@ -17,8 +17,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["hiera_video", "hiera_video.*"]),
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "pytorchvideo>=0.1.5",
         # Wheels exist for these machines only; elsewhere everything is decoded with PyAV.
         'decord>=0.6.0; (sys_platform == "linux" or sys_platform == "win32") and platform_machine in "x86_64 AMD64"',

@@ -32,6 +32,15 @@ class World:
             return module
         return nn.parallel.DistributedDataParallel(module)  # no device_ids: batches are moved by the loop, once
 
+    @contextmanager
+    def gradients_shared(self, module: nn.Module, *, last: bool) -> Iterator[None]:
+        """Gradients are averaged over the ranks with the last of a step's backward passes, not before."""
+        if self.size == 1 or last:
+            yield
+        else:
+            with module.no_sync():
+                yield
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on rank 0; an empty list elsewhere. Values must be picklable."""
         if self.size == 1:

@@ -9,7 +9,11 @@ class UserError(ValueError):
 
 
 class RunStopped(RuntimeError):
-    """The run stopped itself at a stated limit (bad files, coverage, a loss that is not finite). Exit status 3."""
+    """The run stopped itself at a stated limit (bad files, coverage, gradients that are not finite). Exit status 3."""
+
+
+class Interrupted(RunStopped):
+    """The run was asked to stop (a signal), and saved its state first. The same command continues."""
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hiera_video.lock import FolderLock
+
 LOGGER = logging.getLogger("hiera_video")
 
 
 class RunLog:
     """Open on rank 0 only; on other ranks (`folder` None) every call is a no-op, so that callers need not ask."""
 
-    def __init__(self, folder: Path | None):
-        self.folder = folder
+    def __init__(self, folder: Path | None, *, lock: FolderLock | None = None):
+        self.folder, self._lock = folder, lock
         self._board = None
         if folder is None:
             return
@@ -63,6 +65,14 @@ class RunLog:
         temporary.write_text("".join(kept))
         temporary.replace(file)
 
+    def best_validation(self) -> float:
+        """The highest top-1 so far, in percent; -1 if there is none."""
+        file = self.folder / "metrics.jsonl" if self.folder is not None else None
+        if file is None or not file.exists():
+            return -1.0
+        rows = map(json.loads, file.read_text().splitlines())
+        return max((row["top1"] or 0.0 for row in rows if row["split"] == "val"), default=-1.0)
+
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)
 
@@ -72,6 +82,8 @@ class RunLog:
         for handler in LOGGER.handlers if self.folder is not None else []:
             handler.close()
         LOGGER.handlers = []
+        if self._lock is not None:
+            self._lock.close()
 
 
 class Progress:

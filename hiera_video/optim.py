@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class OptimConfig:
     nesterov: bool = True  # sgd
     weight_decay: float = 0.05
     layer_decay: float = 1.0  # each block's rate is this factor times the next one's; 1 is off
+    reference_batch: int = (
+        0  # the batch (train.batch_size) that the rates above are for; they scale with the real one. 0: as is
+    )
     clip_grad: float = 0.0  # L2 norm of all gradients; 0 is off
 
 
@@ -62,12 +67,50 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     return list(groups.values())
 
 
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients so that their common L2 norm is at most `limit` (0: not at all). Returns the norm before."""
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+class Ema:
+    """An exponential moving average of a model's parameters: average = decay * average + (1 - decay) * weights."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        weights = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)
+
+    @contextmanager
+    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """The model computes with the average; its own weights are back at the end."""
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._load(model, self.average)
+        try:
+            yield
+        finally:
+            self._load(model, own)
+
+    @staticmethod
+    @torch.no_grad()
+    def _load(model: nn.Module, values: dict[str, Tensor]) -> None:
+        for name, p in model.named_parameters():
+            p.copy_(values[name])
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas))
+        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     raise ValueError(f"optim.name={config.name!r} must be adamw or sgd")
 
 

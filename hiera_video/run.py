@@ -7,26 +7,30 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import nn
 
 from hiera_video import build
-from hiera_video.checkpoint import checkpoint_step, latest_checkpoint, point_latest, resume, save_checkpoint
+from hiera_video.checkpoint import checkpoint_step, newest, newest_whole, point, resume, save_checkpoint, write_state
 from hiera_video.config import Config, changed_keys, to_yaml
 from hiera_video.data.annotations import VideoList, check_labels
 from hiera_video.data.video import missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import RunStopped, UserError
 from hiera_video.evaluate import FeatureFiles, ViewScores, evaluate, write_json
+from hiera_video.lock import FolderLock
 from hiera_video.log import RunLog
 from hiera_video.models.weights import load_weights, weights_file
-from hiera_video.optim import make_optimizer
-from hiera_video.train import BadVideos, Plan, train
+from hiera_video.optim import Ema, make_optimizer
+from hiera_video.signals import StopSignals
+from hiera_video.train import NAMED, BadVideos, Plan, train
 
+T = TypeVar("T")
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf", "safetensors", "numpy")
 
 
@@ -66,10 +70,26 @@ def extract_features(config: Config) -> None:
 
 
 def open_run_folder(config: Config, world: World, lists: dict[str, VideoList]) -> RunLog:
-    """Makes the folder, or takes up an earlier run of the same config. Raises UserError if the config changed."""
-    folder = Path(config.output)
-    if not world.is_main:
-        return RunLog(None)
+    """Makes and locks the folder, or takes up an earlier run of the same config. Raises UserError if the config changed."""
+    folder, held = Path(config.output), []
+
+    def claim() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append(FolderLock(folder))
+            claim_folder(folder, config)
+            write_json(folder / "run.json", run_card(config, world, lists))
+        except OSError as e:
+            raise UserError(f"output: cannot make the folder {folder}: {e.strerror}") from e
+
+    on_main(world, claim)
+    log = RunLog(folder if world.is_main else None, lock=held[0] if held else None)
+    log.say(f"run folder {folder}, {world.size} rank(s) on {world.device.type}")
+    return log
+
+
+def claim_folder(folder: Path, config: Config) -> None:
+    """Writes config.yaml. Raises UserError if there is one that differs."""
     stored = folder / "config.yaml"
     if stored.exists():
         changed = changed_keys(config, stored.read_text())
@@ -78,17 +98,9 @@ def open_run_folder(config: Config, world: World, lists: dict[str, VideoList]) -
                 f"{folder} holds a run of another config; these keys differ: {', '.join(changed)}; "
                 "set output to a new folder, or use the config of that run"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"output: cannot make the folder {folder}: {e.strerror}") from e
     temporary = folder / "config.tmp"
     temporary.write_text(to_yaml(config))
     temporary.replace(stored)
-    write_json(folder / "run.json", run_card(config, world, lists))
-    log = RunLog(folder)
-    log.say(f"run folder {folder}, {world.size} rank(s) on {world.device.type}")
-    return log
 
 
 def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
@@ -110,6 +122,20 @@ def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
         "world_size": world.size,
         "device": world.device.type,
     }
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on all ranks; its UserError or RunStopped is raised on all of them, too."""
+    result, error = None, None
+    if world.is_main:
+        try:
+            result = work()
+        except (UserError, RunStopped) as e:
+            error = e
+    result, error = world.share((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 class Stage(Protocol):
@@ -139,7 +165,7 @@ class TrainStage:
         self.model = build.build_model(name, arguments, seed=config.seed)
         self.checkpoints = Path(config.output) / "checkpoints"
         self.init_report = None
-        if config.init.weights and latest_checkpoint(self.checkpoints) is None:
+        if config.init.weights and newest(self.checkpoints) is None:
             try:
                 self.init_report = load_weights(self.model, config.init.weights, strict=False)
             except ValueError as e:
@@ -150,21 +176,25 @@ class TrainStage:
             self.optimizer = make_optimizer(self.model, config.optim)
         except ValueError as e:
             raise UserError(str(e)) from e
+        self.ema: Ema | None = None
+        self.best, self.best_step = -1.0, 0  # top-1 in validation, and when
 
     def run(self, log: RunLog) -> None:
         config, world, plan = self.config, self.world, self.plan
-        checkpoint = latest_checkpoint(self.checkpoints)
+        checkpoint = on_main(world, lambda: newest_whole(self.checkpoints, log.say))
         first_step = checkpoint_step(checkpoint)
         if checkpoint is not None and world.is_main:  # a kill may have come between the folder and the link
-            point_latest(self.checkpoints, checkpoint.name)
+            point(self.checkpoints, "latest", checkpoint.name)
         if first_step >= plan.steps:
             log.say(f"train: done already, {plan.steps} steps")
             return
         task = self.task.to(world.device)
+        self.ema = Ema(self.model, config.train.ema) if config.train.ema else None
         if checkpoint is not None:
-            first_step = resume(checkpoint, model=self.model, optimizer=self.optimizer)
+            first_step = resume(checkpoint, model=self.model, optimizer=self.optimizer, ema=self.ema)
             log.say(f"continuing after step {first_step} of {plan.steps}, from {checkpoint}")
         log.cut_metrics(first_step)
+        self.best = log.best_validation()
         if self.init_report is not None:
             log.say(str(self.init_report))
         _say_classes(log, self.names, self.config)
@@ -177,41 +207,71 @@ class TrainStage:
         )
         fraction = config.data.max_bad_fraction
         bad = BadVideos(self.videos.written, num_videos=len(self.videos), max_fraction=fraction, log=log)
-        train(
-            task,
-            batches,
-            self.optimizer,
-            plan=plan,
-            config=config.train,
-            optim=config.optim,
-            world=world,
-            log=log,
-            bad_videos=bad,
-            seed=config.seed,
-            first_step=first_step,
-            save=self._save,
-            validate=partial(self._validate, log),
+        log.say(self._learning_rate())
+        with StopSignals() as signals:
+            train(
+                task,
+                batches,
+                self.optimizer,
+                plan=plan,
+                config=config.train,
+                optim=config.optim,
+                world=world,
+                log=log,
+                bad_videos=bad,
+                seed=config.seed,
+                first_step=first_step,
+                ema=self.ema,
+                save=self._save,
+                validate=partial(self._validate, log),
+                stop_requested=lambda: signals.name,
+                stopped=self._stopped,
+            )
+
+    def _learning_rate(self) -> str:
+        optim, batch = self.config.optim, self.config.train.batch_size
+        if batch == optim.reference_batch or not optim.reference_batch:
+            return f"learning rate {optim.lr:.3g} for a batch of {batch} videos"
+        return (
+            f"WARNING: train.batch_size={batch} is not the recipe's {optim.reference_batch}: learning rate "
+            f"{optim.lr:.3g} x {self.plan.lr_scale:.4g} = {optim.lr * self.plan.lr_scale:.3g}"
         )
 
     def _save(self, step: int) -> None:
-        if self.world.is_main:
-            save_checkpoint(
-                self.checkpoints,
-                step=step,
-                model=self.model,
-                optimizer=self.optimizer,
-                metadata=self.metadata,
-                keep=self.config.train.keep,
-            )
-        self.world.barrier()
+        def write() -> None:
+            state = dict(model=self.model, optimizer=self.optimizer, metadata=self.metadata, ema=self.ema)
+            keep = dict(keep=self.config.train.keep, keep_steps=self.plan.keep_steps)
+            save_checkpoint(self.checkpoints, step=step, **state, **keep)
+            if self.best_step == step:
+                point(self.checkpoints, "best", f"step_{step:09d}")
+
+        on_main(self.world, write)
+
+    def _stopped(self, step: int, why: str, rows: list[int]) -> None:
+        """Keeps the state of a run that cannot go on, apart from the checkpoints, and what its last batches held."""
+        folder = Path(self.config.output) / "stopped" / f"step_{step:09d}"
+        names = [self.videos.written(row) for part in self.world.gather_all(rows) for row in part]
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = dict(model=self.model, optimizer=self.optimizer, metadata=self.metadata, ema=self.ema)
+            write_state(folder, step=step, **state)
+            (folder / "videos.txt").write_text("".join(f"{n}\n" for n in names), errors="surrogateescape")
+
+        on_main(self.world, write)
+        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        raise RunStopped(f"{why}; none of it reached the weights; videos: {shown}; the state is in {folder}")
 
     def _validate(self, log: RunLog, step: int) -> None:
         if self.val_videos is None:
             return
-        scores = _score(
-            self.config, self.model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
-        )
+        with self.ema.in_place_of_weights(self.model) if self.ema else nullcontext():
+            scores = _score(
+                self.config, self.model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
+            )
         accuracy = scores.accuracy(self.val_videos)
+        if (accuracy["top1"] or 0.0) > self.best:
+            self.best, self.best_step = accuracy["top1"] or 0.0, step
         if self.world.is_main:
             log.metrics({"split": "val", "step": step, **accuracy, "videos": len(scores.rows)})
             log.say(f"val at step {step}: {_accuracy_text(accuracy)} of {len(scores.rows)} videos, one view each")

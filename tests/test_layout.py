@@ -6,16 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hiera_video"
 
-FLOORS = {
-    0: ("errors", "files"),
-    1: ("distributed", "data", "models", "log", "optim"),
-    2: ("tasks", "checkpoint"),
-    3: ("train", "evaluate"),
-    4: ("config",),
-    5: ("build",),
-    6: ("run",),
-}
-FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+FLOORS = (
+    ("errors", "files", "signals"),
+    ("lock",),
+    ("distributed", "data", "models", "log", "optim"),
+    ("tasks", "checkpoint"),
+    ("train", "evaluate"),
+    ("config",),
+    ("build",),
+    ("run",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imports(file):

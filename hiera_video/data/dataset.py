@@ -26,6 +26,7 @@ from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import Transform
 from hiera_video.files import local
+from hiera_video.signals import ignore_stop_signals
 
 OTHER_BACKEND = {
     "auto": "decord",
@@ -189,6 +190,7 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_stop_signals,
         prefetch_factor=4 if num_workers else None,
     )
 

@@ -31,6 +31,7 @@ import numpy as np
 from hiera_video.data.packets import Manifest, VideoError, VideoInfo
 from hiera_video.data.pyav_reader import VideoReport
 from hiera_video.data.video import inspect_video, open_video
+from hiera_video.signals import ignore_stop_signals
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 PR_SET_PDEATHSIG = 1
@@ -202,6 +203,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
     """Answers requests from stdin until it ends."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    ignore_stop_signals()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may come between the replies
     send(replies, "ready")

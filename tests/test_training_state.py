@@ -1,0 +1,226 @@
+"""What a run keeps, and what it does when something goes wrong: real signals, real full disks, real torn files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, start
+from safetensors.torch import load_file
+
+from hiera_video.checkpoint import newest_whole
+from hiera_video.errors import RunStopped, UserError
+from hiera_video.optim import Ema
+
+
+def state(folder):
+    """Bytes of the newest checkpoint."""
+    last = (folder / "checkpoints/latest").resolve()
+    return {name: (last / name).read_bytes() for name in ("model.safetensors", "train_state.pt", "checksums.json")}
+
+
+def rows(folder, split="train"):
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in found if row["split"] == split]
+
+
+def launch(*overrides, cfg=FINETUNE):
+    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and (found := rows(folder)) and found[-1]["step"] >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"it never came to step {step}: {process.communicate()}")
+
+
+def test_average_of_the_weights(tmp_path, finetune):
+    """It follows its formula, is what is saved, tested and resumed, and leaves the training as it is."""
+    more = ["train.epochs=4", "train.log_every=1", "train.save_every=0.25", "train.keep=99"]
+    start(*finetune("plain", "stages=[train]", *more))
+    start(*finetune("ema", *more, "train.ema=0.7", "train.val_every=2"))
+    plain, ema = (tmp_path / n / "checkpoints" for n in ("plain", "ema"))
+    weights = [load_file(f / "model.safetensors") for f in sorted(plain.glob("step_*"))]
+    averaged = [load_file(f / "model.safetensors") for f in sorted(ema.glob("step_*"))]
+    for k in range(1, len(weights)):
+        for name, now in weights[k].items():
+            torch.testing.assert_close(averaged[k][name], 0.7 * averaged[k - 1][name] + 0.3 * now)
+    own = torch.load(ema / "latest/train_state.pt", weights_only=True)
+    assert all(torch.equal(own[f"weights.{name}"], t) for name, t in weights[-1].items()), "training is the same"
+    assert [r["loss"] for r in rows(tmp_path / "plain")] == [r["loss"] for r in rows(tmp_path / "ema")]
+    # Taken up in the middle, it ends the same.
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "ema", half, symlinks=True)
+    for late in sorted((half / "checkpoints").glob("step_*"))[3:]:
+        shutil.rmtree(late)
+    shutil.rmtree(half / "test")
+    start(*finetune("half", *more, "train.ema=0.7", "train.val_every=2"))
+    assert state(half) == state(tmp_path / "ema")
+    assert (half / "test/predictions.csv").read_bytes() == (tmp_path / "ema/test/predictions.csv").read_bytes()
+
+
+def test_average_stands_in_and_steps_back():
+    model = torch.nn.Linear(2, 2)
+    ema, before = Ema(model, 0.5), model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(model)
+    with ema.in_place_of_weights(model):
+        torch.testing.assert_close(model.weight.detach(), before + 0.5)
+    torch.testing.assert_close(model.weight.detach(), before + 1)
+
+
+def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes):
+    for name, more in (("one", []), ("four", ["train.accumulate=4"])):
+        start(*finetune(name, "stages=[train]", "train.epochs=6", "train.log_every=1", *more))
+    one, four = ([r["loss"] for r in rows(tmp_path / n)] for n in ("one", "four"))
+    assert four == pytest.approx(one, abs=1e-4) and len(one) == 12
+    common = [f"data.root={shapes}", "train.epochs=4", "train.batch_size=8", "train.log_every=1", "data.num_workers=0"]
+    for name, more in (("mae_one", []), ("mae_four", ["train.accumulate=3"])):
+        start(*common, f"output={tmp_path / name}", *more, "model.embed_dim=16", "model.stages=[1,1,1,1]", cfg=PRETRAIN)
+    one, four = ([r["loss"] for r in rows(tmp_path / n)] for n in ("mae_one", "mae_four"))
+    assert four == pytest.approx(one, abs=1e-4) and len(one) >= 4
+
+
+def test_damaged_checkpoints_are_passed_over_loudly(tmp_path, finetune):
+    more = ["stages=[train]", "train.epochs=4", "train.save_every=1", "train.keep=3"]
+    start(*finetune("run", *more))
+    run, whole = tmp_path / "run", state(tmp_path / "run")
+    steps = sorted((run / "checkpoints").glob("step_*"))
+    file = steps[-1] / "train_state.pt"
+    file.write_bytes(file.read_bytes()[:-100])  # torn
+    content = bytearray((steps[-2] / "model.safetensors").read_bytes())
+    content[-10] ^= 1  # one flipped bit
+    (steps[-2] / "model.safetensors").write_bytes(content)
+    start(*finetune("run", *more))
+    log = (run / "log.txt").read_text()
+    assert log.count("CHECKPOINT DAMAGED") == 2 and f"continuing after step {int(steps[-3].name[5:])}" in log
+    assert state(run) == whole, "it went back and ended the same"
+    for step in (run / "checkpoints").glob("step_*"):
+        (step / "checksums.json").unlink()
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        start(*finetune("run", *more))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
+    """A file system of a few megabytes, and a file that fills it half-way."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        overrides = [o for o in finetune() if not o.startswith("output")]
+        run = launch(
+            *overrides, f"output={disk / 'run'}", "train.epochs=200", "train.save_every=0.5", "train.log_every=1"
+        )
+        wait_for_step(disk / "run", 2, run)
+        with open(disk / "filler", "wb") as f:
+            try:
+                while True:
+                    f.write(bytes(1 << 16))
+                    f.flush()
+            except OSError:
+                pass
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 3, err
+        assert "cannot write the checkpoint of step" in err and "is the newest whole one" in err
+        assert newest_whole(disk / "run/checkpoints", print) is not None
+        assert not list((disk / "run/checkpoints").glob(".writing*"))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_one_run_a_folder(tmp_path, finetune):
+    more = ["train.epochs=300", "train.log_every=1", "data.num_workers=2"]
+    first = launch(*finetune("run", *more))
+    wait_for_step(tmp_path / "run", 1, first)
+    second = launch(*finetune("run", *more))
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2 and f"process {first.pid} on" in err and "a run is at work" in err
+    os.kill(first.pid, signal.SIGKILL)  # the lock is gone with it, whatever its workers do
+    first.wait()
+    third = launch(*finetune("run", *more))
+    wait_for_step(tmp_path / "run", rows(tmp_path / "run")[-1]["step"] + 1, third)
+    third.kill()
+    third.wait()
+
+
+@pytest.mark.parametrize("name, workers", [("SIGTERM", 0), ("SIGUSR2", 2)])
+def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers):
+    """Sent to every process of the run, as schedulers do. What follows ends as if nothing had happened."""
+    more = [
+        "train.epochs=8",
+        "train.save_every=100",
+        "train.log_every=1",
+        f"data.num_workers={workers}",
+        "stages=[train]",
+    ]
+    start(*finetune("whole", *more))
+    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_step(tmp_path / "run", 3, process)
+    os.killpg(process.pid, getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
+    saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])
+    assert 3 <= saved < 16
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert [r["step"] for r in rows(tmp_path / "run")] == list(range(1, 17))
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tmp_path, finetune, shapes):
+    """The rate explodes the loss; the run names the steps and the videos, keeps its state and deletes nothing."""
+    more = ["train.epochs=50", "train.log_every=4", "optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip_grad=0"]
+    with pytest.raises(
+        RunStopped, match=r"gradients not finite in step \d+.*none of it reached the weights.*\.mp4"
+    ) as e:
+        start(*finetune("run", *more, "stages=[train]"))
+    kept = next((tmp_path / "run/stopped").iterdir())
+    assert str(kept) in str(e.value)
+    weights = load_file(kept / "model.safetensors")
+    assert all(torch.isfinite(t).all() for t in weights.values())
+    names = (kept / "videos.txt").read_text().split()
+    assert names and all((shapes / n).exists() for n in names)
+
+
+def test_checkpoints_that_stay_and_the_best(tmp_path, finetune):
+    more = ["train.epochs=6", "train.save_every=1", "train.keep=1", "train.keep_every=3", "train.val_every=1"]
+    start(*finetune("run", *more, "stages=[train]"))
+    found = sorted(int(p.name[5:]) for p in (tmp_path / "run/checkpoints").glob("step_*"))
+    best = int((tmp_path / "run/checkpoints/best").resolve().name[5:])
+    accuracy = {r["step"]: r["top1"] for r in rows(tmp_path / "run", "val")}
+    assert accuracy[best] == max(accuracy.values()) and best == min(
+        s for s in accuracy if accuracy[s] == accuracy[best]
+    )
+    assert set(found) == {6, 12, best}
+
+
+def test_learning_rate_follows_the_batch(tmp_path, finetune):
+    batch = ["stages=[train]", "optim.lr=1e-3", "optim.warmup_epochs=0", "train.batch_size=16", "train.log_every=1"]
+    start(*finetune("run", *batch, "optim.reference_batch=64"))
+    assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(0.25e-3)
+    assert "WARNING: train.batch_size=16 is not the recipe's 64" in (tmp_path / "run/log.txt").read_text()
+    start(*finetune("same", *batch, "optim.reference_batch=16"))
+    assert rows(tmp_path / "same")[0]["lr"] == pytest.approx(1e-3)
+    assert "WARNING" not in (tmp_path / "same/log.txt").read_text()
+
+
+def test_ranks_stop_together(tmp_path, finetune):
+    """A wrong config, seen by rank 0 alone, ends all of them with the message once."""
+    start(*finetune("run", "stages=[train]"))
+    launch2 = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577"]
+    command = [*launch2, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", "optim.lr=7", "stages=[train]")]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode and "these keys differ: optim.lr" in done.stderr and time.monotonic() - began < 60
