@@ -28,6 +28,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.4",
         "safetensors>=0.4.3",
+        "submitit>=1.5",
         "tensorboard>=2.14",
         "tqdm>=4.64",
     ],

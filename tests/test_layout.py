@@ -15,6 +15,7 @@ FLOORS = (
     ("config",),
     ("build",),
     ("run",),
+    ("slurm",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
