@@ -173,6 +173,20 @@ def train_batches(
         raise UserError(f"train.batch_size={config.train.batch_size} does not divide by the {world.size} ranks")
     if num_classes is not None:
         check_labels(videos, num_classes, key="data.train")
+    dataset = training_set(config, videos)
+    order = TrainingOrder(
+        len(videos),
+        batch_size=config.train.batch_size,
+        steps=steps,
+        seed=config.seed,
+        first_step=first_step,
+        rank=world.rank,
+        world=world.size,
+    )
+    return make_loader(dataset, order, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
+
+
+def training_set(config: Config, videos: VideoList) -> ClipDataset:
     data = config.data
     flip = (0.0 if data.directional else 0.5) if data.flip is None else data.flip
     transform = TrainCrop(
@@ -185,7 +199,7 @@ def train_batches(
         magnitude_std=data.rand_augment_std,
         erase=data.erase,
     )
-    dataset = ClipDataset(
+    return ClipDataset(
         videos,
         sample=_train_sampler(config),
         transform=transform,
@@ -194,16 +208,6 @@ def train_batches(
         seed=config.seed,
         substitute=True,
     )
-    order = TrainingOrder(
-        len(videos),
-        batch_size=config.train.batch_size,
-        steps=steps,
-        seed=config.seed,
-        first_step=first_step,
-        rank=world.rank,
-        world=world.size,
-    )
-    return make_loader(dataset, order, num_workers=data.num_workers, pin_memory=world.device.type == "cuda")
 
 
 def test_loader(config: Config, videos: VideoList, *, clips: int, crops: int, world: World) -> Iterable[Batch]:

@@ -207,7 +207,7 @@ class TrainStage:
         )
         fraction = config.data.max_bad_fraction
         bad = BadVideos(self.videos.written, num_videos=len(self.videos), max_fraction=fraction, log=log)
-        log.say(self._learning_rate())
+        log.say(self.describe_learning_rate())
         with StopSignals() as signals:
             train(
                 task,
@@ -228,7 +228,7 @@ class TrainStage:
                 stopped=self._stopped,
             )
 
-    def _learning_rate(self) -> str:
+    def describe_learning_rate(self) -> str:
         optim, batch = self.config.optim, self.config.train.batch_size
         if batch == optim.reference_batch or not optim.reference_batch:
             return f"learning rate {optim.lr:.3g} for a batch of {batch} videos"

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # what schedulers send before they take a machine away
 
@@ -24,6 +26,16 @@ class StopSignals:
 
     def _note(self, number: int, _: object) -> None:
         self.name = signal.Signals(number).name
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Processes that are started inside are deaf to stop signals from their first moment; here they are held until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_stop_signals(*_: object) -> None:

@@ -168,6 +168,8 @@ def train(
 
         lr = plan.lr_scale * learning_rate(optim, step / plan.steps, plan.warmup)
         set_learning_rate(optimizer, lr)
+        if step == first_step and world.size > 2:
+            settle_buckets(wrapped, batch, config, world)
         torch.manual_seed(step_seed(seed, step, world.rank))
         loss = accumulate_gradients(wrapped, batch, config, world)
         norm = clip_gradients(task.parameters(), optim.clip_grad)
@@ -238,6 +240,20 @@ def accumulate_gradients(wrapped: nn.Module, batch: Batch, config: TrainConfig, 
             loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     return total
+
+
+def settle_buckets(wrapped: nn.Module, batch: Batch, config: TrainConfig, world: World) -> None:
+    """One backward pass for nothing, at every start.
+
+    DDP sums gradients bucket by bucket, and lays the buckets out anew after its first step. From three ranks on the sum's last
+    bits depend on that, and a run that was started again would differ in its first step from one that was not.
+    """
+    buffers = [(b, b.clone()) for b in wrapped.buffers()]
+    accumulate_gradients(wrapped, batch, config, world)
+    wrapped.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

@@ -15,7 +15,7 @@ FLOORS = (
     ("config",),
     ("build",),
     ("run",),
-    ("slurm",),
+    ("slurm", "dry_run"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -71,3 +71,20 @@ def test_data_benchmarks(tmp_path, tool):
     tool("tools/benchmark.py", "views", *run)
     assert 0 < json.loads((tmp_path / "out.json").read_text())["ratio"] < 1
     assert "no video" in tool("tools/benchmark.py", "loader", "/gone.mp4", check=2).stderr
+
+
+def test_dry_run(shapes, tmp_path, tool):
+    """It says what a run would do and cost, and leaves nothing."""
+    common = [f"data.root={shapes}", "init.weights=null", "model.embed_dim=16", "model.stages=[1,1,1,1]"]
+    args = ["--cfg", "configs/demo/finetune.yaml", *common, f"output={tmp_path / 'run'}", "optim.reference_batch=64"]
+    out = tool("tools/run_net.py", *args, "--dry-run", "--ranks", "2").stdout
+    for text in (
+        "32 videos, labels 0 to 7",
+        "20 steps of 16 videos x 1 clips over 2 rank(s)",
+        "GiB a rank",
+        "whole run",
+    ):
+        assert text in out, text
+    assert "is not the recipe's 64" in out and "32 of 32 files looked for are there" in out
+    assert not (tmp_path / "run").exists()
+    assert "does not divide by 3 ranks" in tool("tools/run_net.py", *args, "--dry-run", "--ranks", "3", check=2).stderr

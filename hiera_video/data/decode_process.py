@@ -31,7 +31,7 @@ import numpy as np
 from hiera_video.data.packets import Manifest, VideoError, VideoInfo
 from hiera_video.data.pyav_reader import VideoReport
 from hiera_video.data.video import inspect_video, open_video
-from hiera_video.signals import ignore_stop_signals
+from hiera_video.signals import ignore_stop_signals, stop_signals_held
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 PR_SET_PDEATHSIG = 1
@@ -119,14 +119,15 @@ class DecodeProcess:
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         descriptor = self._memory.fileno()
         manifest = [] if self.manifest is None else [str(self.manifest)]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "hiera_video.data.decode_process", str(descriptor), str(os.getpid()), *manifest],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # FFmpeg writes what it thinks of damaged files
-            pass_fds=(descriptor,),
-            env={**os.environ, "PYTHONPATH": paths},
-        )
+        with stop_signals_held():
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "hiera_video.data.decode_process", str(descriptor), str(os.getpid()), *manifest],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # FFmpeg writes what it thinks of damaged files
+                pass_fds=(descriptor,),
+                env={**os.environ, "PYTHONPATH": paths},
+            )
         try:
             receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
         except (TimeoutError, EOFError) as e:

@@ -189,3 +189,33 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
 
 def first_frames(count, fps, rng):
     return np.arange(4)[None]
+
+
+def test_stop_signals_do_not_reach_the_decoder(video):
+    """A scheduler signals every process of a job, also one that is only starting; the run still needs it."""
+    process = DecodeProcess(timeout_s=60)
+    for _ in range(3):
+        process._start()
+        for name in ("SIGTERM", "SIGUSR2"):
+            process._child.send_signal(getattr(signal, name))
+        with process.open(video, "auto") as bounded:
+            assert bounded.get([0]).shape[0] == 1
+        process._kill()
+    assert deaf_from_the_start(process)
+
+
+def deaf_from_the_start(process):
+    """Signals sent before the child has run a line of its own."""
+    popen = subprocess.Popen
+
+    def signalled(*arguments, **more):
+        child = popen(*arguments, **more)
+        child.send_signal(signal.SIGTERM), child.send_signal(signal.SIGUSR2)
+        return child
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", signalled)
+        process._start()
+    alive = process._child.poll() is None
+    process.close()
+    return alive
