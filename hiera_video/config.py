@@ -215,16 +215,18 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key}={value!r} must be one of {', '.join(map(str, allowed))}")
     positive = (
         "data.num_frames data.sampling_rate data.target_fps data.crop_size data.decode_timeout_s "
-        "train.epochs train.batch_size train.repeats "
+        "train.epochs train.batch_size train.repeats train.accumulate "
         "train.log_every train.save_every train.keep test.clips test.batch_size test.views_per_forward"
     )
     flat = flatten(dataclasses.asdict(config))
     for key in positive.split():
         if not flat[key] > 0:
             raise UserError(f"{key}={flat[key]} must be > 0")
-    for key in ("data.num_workers", "train.val_every", "seed"):
+    for key in ("data.num_workers", "train.val_every", "train.keep_every", "optim.reference_batch", "seed"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]} must be >= 0")
+    if not 0 <= config.train.ema < 1:
+        raise UserError(f"train.ema={config.train.ema} must be at least 0 and less than 1")
     if not config.stages:
         raise UserError(f"stages is empty: list some of {', '.join(STAGES)}")
     if config.test.short_side is not None and config.test.short_side < config.data.crop_size:

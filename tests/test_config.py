@@ -42,6 +42,7 @@ def load(tmp_path, text="", *overrides):
             "recompute_stages=[x]': Value in a list could not be converted to Integer",
         ),
         ("", ["test.crops=2"], "test.crops=2 must be one of 1, 3"),
+        ("", ["train.ema=1"], "train.ema=1.0 must be at least 0 and less than 1"),
         ("", ["train.batch_size=0"], "train.batch_size=0 must be > 0"),
         ("data: {directional: true, flip: 0.5}", [], "never mirrored"),
         ("task: pretrain", [], "no classes to test"),

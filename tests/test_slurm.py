@@ -130,7 +130,7 @@ def rank_of(pid):
 @pytest.mark.trial
 def test_time_limit(cluster, job, tmp_path):
     """A job of a minute that needs more goes back into the queue until it is done."""
-    more, results = ["train.epochs=250"], {}
+    more, results = ["train.epochs=120"], {}
     for name, limit in (("whole", "30"), ("run", "1")):
         number = submit(cluster, *job(name, *more), "--minutes", limit, "--signal-before", "40")
         state = wait(cluster, number, tmp_path / name, ended, seconds=600)

@@ -224,3 +224,72 @@ def test_ranks_stop_together(tmp_path, finetune):
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode and "these keys differ: optim.lr" in done.stderr and time.monotonic() - began < 60
+
+
+def killed(command, folder, moment, rng):
+    """Starts the run and kills its whole group at the moment. Returns False if it ended before."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    checkpoints, delay = folder / "checkpoints", rng.uniform(2.5, 6)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() < deadline:
+        writing = any(p.is_dir() and not p.is_symlink() for p in checkpoints.glob(".writing_step*"))
+        log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
+        testing = "weights from" in log[log.rfind("run folder") :].replace("train:", "")
+        if {"writing": writing, "testing": testing, "anywhere": time.monotonic() - began > delay}[moment]:
+            break
+        time.sleep(0.0005)
+    if process.poll() is not None:
+        assert process.returncode == 0, process.stderr.read().decode()
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def kill_often(command, folder, moments, seed):
+    """Kills the run at each of the moments, then lets it end. Returns how often it was killed at which."""
+    import random
+    from collections import Counter
+
+    rng, count = random.Random(seed), Counter()
+    for moment in moments:
+        if not killed(command, folder, moment, rng):
+            break
+        count[moment] += 1
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
+    return count
+
+
+def outcome(folder):
+    last = (folder / "checkpoints/latest").resolve()
+    files = [last / "model.safetensors", last / "train_state.pt"]
+    files += [folder / "test" / n for n in ("metrics.json", "predictions.csv") if (folder / "test").exists()]
+    return {f.name: f.read_bytes() for f in files}
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("task", ["finetune", "pretrain"])
+def test_killed_over_and_over(shapes, tmp_path, task, workers):
+    """Kill -9 inside checkpoint writes, in evaluation, anywhere: byte for byte what an uninterrupted run ends with."""
+    cfg = FINETUNE if task == "finetune" else PRETRAIN
+    common = [
+        f"data.root={shapes}",
+        f"data.num_workers={workers}",
+        "train.ema=0.9",
+        "train.epochs=40",
+        "train.log_every=1",
+    ]
+    common += ["train.save_every=2", "train.batch_size=8", "model.drop_path_rate=0.2", "init.weights=null"]
+    moments = ["writing", "anywhere"] * 3 + (["testing"] * 3 if task == "finetune" else [])
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *common]
+    count = kill_often([*command, f"output={folder}"], folder, moments, seed=workers)
+    subprocess.run([*command, f"output={whole}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
+    assert outcome(folder) == outcome(whole)
+    assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], "each step stands once"
+    assert not list((folder / "checkpoints").glob(".writing*"))
+    print(f"{task}, {workers} workers: killed {dict(count)}")
