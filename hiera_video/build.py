@@ -211,7 +211,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
 
 
 def test_loader(config: Config, videos: VideoList, *, clips: int, crops: int, world: World) -> Iterable[Batch]:
-    return _eval_loader(config, videos, _test_sampler(config, clips), crops=crops, world=world)
+    return _eval_loader(config, videos, test_sampler(config, clips), crops=crops, world=world)
 
 
 def features_loader(config: Config, videos: VideoList, *, world: World) -> Iterable[Batch]:
@@ -307,7 +307,7 @@ def _train_sampler(config: Config) -> ClipSampler:
     return _RandomFrames(random_clip, *_clip_shape(config))
 
 
-def _test_sampler(config: Config, clips: int) -> ClipSampler:
+def test_sampler(config: Config, clips: int) -> ClipSampler:
     if config.test.clip_sampler is not None:
         return _pytorchvideo_sampler(config, config.test.clip_sampler, config.test.clip_sampler_args)
     if config.data.clip_sampler == "segments":

@@ -10,7 +10,7 @@ FLOORS = (
     ("errors", "files", "signals"),
     ("lock",),
     ("distributed", "data", "models", "log", "optim"),
-    ("tasks", "checkpoint"),
+    ("tasks", "checkpoint", "reconstruct"),
     ("train", "evaluate"),
     ("config",),
     ("build",),

@@ -182,7 +182,13 @@ class MaskedAutoencoder(Trunk):
 
     @torch.no_grad()
     def patch_targets(self, clip: Tensor, hidden: Tensor) -> Tensor:
-        """Pixels of the patches `hidden` [B, H], each to zero mean and unit (unbiased) variance: float32 [B * H, P].
+        """Pixels of the patches `hidden` [B, H], each to zero mean and unit (unbiased) variance: float32 [B * H, P]."""
+        patches = _gather_rows(self.patches(clip), hidden).flatten(0, 1).float()
+        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (var + PIXEL_EPS).sqrt()
+
+    def patches(self, clip: Tensor) -> Tensor:
+        """[B, N, P], patches in the order (t, h, w).
 
         Video: the first frame of every 2-frame token, pixels ordered (y, x, channel). Images: (channel, y, x). The two
         orders are those that the released weights were trained with.
@@ -195,10 +201,7 @@ class MaskedAutoencoder(Trunk):
         else:
             patches = clip.unfold(2, size, size).unfold(3, size, size)  # [B, 3, h, w, y, x]
             patches = patches.permute(0, 2, 3, 1, 4, 5)
-        patches = patches.reshape(len(clip), self.patch_index.numel(), -1)  # [B, N, P]
-        patches = _gather_rows(patches, hidden).flatten(0, 1).float()
-        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (var + PIXEL_EPS).sqrt()
+        return patches.reshape(len(clip), self.patch_index.numel(), -1)
 
     def _hidden_patches(self, keep: Tensor, visible: Tensor) -> Tensor:
         """int64 [B, H]: spatial positions of the hidden patches, ascending."""
