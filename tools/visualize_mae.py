@@ -39,7 +39,8 @@ ROWS = {
 def sheet(result: Reconstruction) -> Image.Image:
     """One row a picture, frames from left to right."""
     frames, height, width, _ = result.original.shape
-    page = Image.new("RGB", (frames * (width + 2), len(ROWS) * (height + LINE)), "white")
+    text = int(max(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title) for title in ROWS.values())) + 4
+    page = Image.new("RGB", (max(frames * (width + 2), text), len(ROWS) * (height + LINE)), "white")
     pen = ImageDraw.Draw(page)
     for row, (name, title) in enumerate(ROWS.items()):
         top = row * (height + LINE)
