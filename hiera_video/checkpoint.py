@@ -81,17 +81,22 @@ def write_state(
     ema: Ema | None,
 ) -> None:
     """The files of a checkpoint, flushed to the disk."""
-    weights = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
     state: dict[str, Any] = {"step": step, **flat_optimizer_state(optimizer, model)}
     if ema is not None:
-        state |= {f"weights.{name}": weights[name].clone() for name in ema.average}
-        weights |= {name: t.contiguous().cpu() for name, t in ema.average.items()}
-    save_file(weights, folder / "model.safetensors", metadata=metadata_entry(metadata))
+        state |= {f"weights.{name}": p.detach().clone().cpu() for name, p in model.named_parameters()}
+    save_weights(folder / "model.safetensors", model, metadata, ema=ema)
     torch.save(state, folder / "train_state.pt")
     sums = {name: _sha256(folder / name) for name in FILES}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     for file in (*(folder / name for name in FILES), folder / CHECKSUMS, folder):
         _flush(file)
+
+
+def save_weights(file: Path, model: nn.Module, metadata: dict[str, Any], *, ema: Ema | None = None) -> None:
+    """A safetensors file of the model's weights, or of their average."""
+    average = {} if ema is None else ema.average
+    tensors = {name: average.get(name, t).detach().contiguous().cpu() for name, t in model.state_dict().items()}
+    save_file(tensors, file, metadata=metadata_entry(metadata))
 
 
 def point(folder: Path, link_name: str, step_name: str) -> None:
