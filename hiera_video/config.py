@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "output",
     "stages",
     "device",
+    "join_timeout_s",
     "data.num_workers",
     "data.decode_timeout_s",
     "data.manifest",
@@ -111,6 +112,7 @@ class Config:
     output: str = ""  # default: runs/<name of the config file>
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
+    join_timeout_s: float = 300.0  # for the ranks of a run to find each other
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)

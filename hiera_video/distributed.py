@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from hiera_video.errors import UserError
 
-RENDEZVOUS_S = 300.0  # how long ranks wait for each other at the start
-
 
 @dataclass(frozen=True)
 class World:
@@ -78,8 +76,11 @@ class World:
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
-    """One rank of a `torchrun` (its environment says which), or a world of one. device: auto, cpu or cuda."""
+def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World]:
+    """One rank of a `torchrun` (its environment says which), or a world of one; never fewer ranks than that says.
+
+    device: auto, cpu or cuda. wait_s: how long ranks wait for each other. Raises UserError.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -92,9 +93,13 @@ def join_world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, place)
         return
     try:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=RENDEZVOUS_S))
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=wait_s))
     except (dist.DistError, RuntimeError, ValueError) as e:
-        raise UserError(f"rank {rank} of {size} could not join the others: {str(e).splitlines()[0]}") from e
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {rank} of {size} could not join the others at {where} within {wait_s:g} s: {str(e).splitlines()[0]}; "
+            "check that all ranks started and reach that address (join_timeout_s)"
+        ) from e
     try:
         yield World(rank, size, place)
     finally:

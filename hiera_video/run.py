@@ -36,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf",
 
 def run(config: Config) -> None:
     """Runs every stage that is not finished. Raises UserError, RunStopped."""
-    with join_world(config.device) as world:
+    with join_world(config.device, wait_s=config.join_timeout_s) as world:
         stages: dict[str, Callable[[], Stage]] = {
             "train": lambda: TrainStage(config, world),
             "test": lambda: TestStage(config, world),
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
 
 def extract_features(config: Config) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
-    with join_world(config.device) as world:
+    with join_world(config.device, wait_s=config.join_timeout_s) as world:
         stage = FeaturesStage(config, world, Path(config.output))
         log = open_run_folder(config, world, {stage.key: stage.videos})
         try:

@@ -187,17 +187,21 @@ def test_two_ranks_score_every_video_once(tmp_path, finetune):
 
 
 def test_two_ranks_train_as_one(tmp_path, finetune):
-    """No mixing, no dropout: the same global batches give the same losses."""
-    start(*finetune("one"), "stages=[train]", "train.log_every=1")
+    """No mixing, no dropout: the same global batches give the same losses over 30 steps, also in parts."""
+    same = ["stages=[train]", "train.log_every=1", "train.epochs=15", "train.save_every=15", "train.val_every=0"]
+    start(*finetune("one", *same))
+    start(*finetune("parts", *same, "train.accumulate=4"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29572"]
-    command = [*launch, "tools/run_net.py", "--cfg", FINETUNE, *finetune("two"), "stages=[train]", "train.log_every=1"]
+    command = [*launch, "tools/run_net.py", "--cfg", FINETUNE, *finetune("two", *same, "train.accumulate=2")]
     subprocess.run(command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def losses(name):
         rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         return [row["loss"] for row in rows if row["split"] == "train"]
 
+    assert len(losses("one")) == 30
     assert losses("two") == pytest.approx(losses("one"), abs=1e-4)
+    assert losses("parts") == pytest.approx(losses("one"), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["slow_r50", "slowfast_r50", "mvit_base_16x4", "x3d_m"])

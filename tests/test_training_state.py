@@ -293,3 +293,11 @@ def test_killed_over_and_over(shapes, tmp_path, task, workers):
     assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], "each step stands once"
     assert not list((folder / "checkpoints").glob(".writing*"))
     print(f"{task}, {workers} workers: killed {dict(count)}")
+
+
+def test_ranks_that_never_come_are_an_error_and_not_a_run_of_one(tmp_path, finetune):
+    alone = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29583"}
+    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run"), "join_timeout_s=5"]
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

@@ -1,0 +1,64 @@
+"""tools/predict.py: names and probabilities of one's own videos."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+from conftest import FINETUNE, ROOT, SHORT, start
+
+from hiera_video.models import create_hiera
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predict") / "run"
+    start(f"data.root={shapes}", f"output={out}", "init.weights=null", *SHORT, cfg=FINETUNE)
+    return out
+
+
+def test_the_same_as_the_test_stage(trained, shapes, tmp_path, tool):
+    """Class names and clip format from the weights; scores as in predictions.csv."""
+    folder = tmp_path / "mine" / "deep"
+    folder.mkdir(parents=True)
+    with open(trained / "test/predictions.csv") as f:
+        expected = list(csv.DictReader(f))[:2]
+    for k, row in enumerate(expected):
+        shutil.copy(shapes / row["path"], folder / f"{k}.mp4")
+    lines = tool("tools/predict.py", tmp_path / "mine", "--weights", trained).stdout.splitlines()
+    names = (shapes / "classes.txt").read_text().splitlines()
+    for k, row in enumerate(expected):
+        assert lines[6 * k] == str(folder / f"{k}.mp4")
+        for rank in range(5):
+            score, name = lines[6 * k + 1 + rank].strip().split("  ", 1)
+            assert names.index(name) == int(row[f"top{rank + 1}_class"])
+            assert float(score.rstrip("%")) / 100 == pytest.approx(float(row[f"top{rank + 1}_score"]), abs=1e-4)
+
+
+def test_published_weights_need_a_name(shapes, tmp_path, tool):
+    torch.manual_seed(0)
+    state = create_hiera("hiera_tiny_16x224").state_dict()
+    torch.save({"model_state": state}, tmp_path / "hiera_tiny_16x224.pth")
+    video = sorted(shapes.rglob("*.mp4"))[0]
+    args = (video, "--weights", tmp_path / "hiera_tiny_16x224.pth", "--clips", "1", "--crops", "1")
+    assert "give --model" in tool("tools/predict.py", *args, check=2).stderr
+    out = tool(
+        "tools/predict.py", *args, "--model", "hiera_tiny_16x224", "--classes", "datasets/labels/k400.txt"
+    ).stdout
+    known = (ROOT / "datasets/labels/k400.txt").read_text().splitlines()
+    assert all(line.split("  ")[-1] in known for line in out.splitlines()[1:6])
+    out = tool("tools/predict.py", *args, "--model", "hiera_tiny_16x224").stdout
+    assert "class " in out
+    wrong = ("--model", "hiera_tiny_16x224", "--classes", "datasets/labels/k600.txt")
+    assert "600 names, but the model has 400" in tool("tools/predict.py", *args, *wrong, check=2).stderr
+
+
+def test_wrong_input(trained, shapes, tmp_path, tool):
+    (tmp_path / "text.mp4").write_text("no video")
+    good = sorted(shapes.rglob("*.mp4"))[0]
+    done = tool("tools/predict.py", tmp_path / "text.mp4", good, "--weights", trained, check=2)
+    assert str(good) in done.stdout and "text.mp4: Invalid data" in done.stderr and "1 of 2 videos" in done.stderr
+    assert "no video gone.mp4" in tool("tools/predict.py", "gone.mp4", "--weights", trained, check=2).stderr
+    assert "no weights at" in tool("tools/predict.py", good, "--weights", tmp_path, check=2).stderr
+    (tmp_path / "empty").mkdir()
+    assert "holds no video" in tool("tools/predict.py", tmp_path / "empty", "--weights", trained, check=2).stderr

@@ -1,0 +1,140 @@
+"""Top-5 classes of one's own videos.
+
+    python tools/predict.py my_video.mp4 --weights runs/hiera_b_16x4
+    python tools/predict.py folder/ --weights hiera_base_16x224.pth --model hiera_base_16x224 --classes datasets/labels/k400.txt
+
+Model, class names and clip format come from what the weight file says of itself; published .pth files say nothing, so name the
+model and a file with one class a line. Softmax scores are averaged over --clips clips x --crops crops (5 x 3 is the published
+protocol). Folders are searched for videos. A video that cannot be read is named on stderr; then the exit status is 2.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
+
+import torch
+from torch import nn
+
+from hiera_video import build
+from hiera_video.config import Config, DataConfig
+from hiera_video.data.annotations import VIDEO_SUFFIXES, VideoList
+from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.transforms import EvalCrops, normalise
+from hiera_video.errors import UserError, run_command
+from hiera_video.models.weights import read_weights
+from hiera_video.models.zoo import create_model
+
+TOP = 5
+
+
+def find_videos(given: list[str]) -> list[str]:
+    """The files, and all videos below the folders. Raises UserError."""
+    found = []
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"the folder {path} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(name)
+        else:
+            raise UserError(f"there is no video {name}")
+    return found
+
+
+def load_classifier(args: argparse.Namespace) -> tuple[nn.Module, list[str], Config, int]:
+    """(model, class names or none, how clips are made, short side). Raises UserError."""
+    try:
+        state, metadata = read_weights(args.weights)
+    except ValueError as e:
+        raise UserError(f"--weights: {e}") from e
+    if "decoder_pos_embed" in state:
+        raise UserError(f"--weights {args.weights}: a masked autoencoder knows no classes; fine-tune it first")
+    known = metadata.get("model", {})
+    name = args.model or known.get("name")
+    if name is None:
+        raise UserError(
+            f"--weights {args.weights} does not say what model it belongs to; give --model, such as hiera_base_16x224"
+        )
+    arguments = dict(known.get("arguments", {})) if name == known.get("name") else {}
+    heads = [t for key, t in state.items() if key.endswith(("head.projection.bias", "head.fc.bias"))]
+    if "num_classes" not in arguments and heads:
+        arguments["num_classes"] = len(heads[0])
+    try:
+        model = create_model(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+    except ValueError as e:
+        raise UserError(f"--model: {e}") from e
+    build.load_for_use(model, args.weights, key="--weights")
+    classes = metadata.get("classes", [])
+    if args.classes:
+        if not args.classes.is_file():
+            raise UserError(f"--classes: there is no file {args.classes}")
+        classes = args.classes.read_text(encoding="utf-8").splitlines()
+    count = arguments.get("num_classes")
+    if classes and count and len(classes) != count:
+        raise UserError(f"--classes: {len(classes)} names, but the model has {count} classes")
+    clips = metadata.get("clips", {})
+    data = DataConfig(**{k: v for k, v in clips.items() if k in {f.name for f in dataclasses.fields(DataConfig)}})
+    if metadata.get("mean"):
+        data = dataclasses.replace(data, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+    if data.clip_sampler.startswith("pytorchvideo."):  # a training sampler; testing is uniform
+        data = dataclasses.replace(data, clip_sampler="random")
+    return model, classes, Config(data=data), clips.get("short_side", data.crop_size)
+
+
+@torch.inference_mode()
+def scores_of(model: nn.Module, sample: dict, config: Config, device: str) -> torch.Tensor:
+    """Softmax, averaged over the views: [classes]"""
+    parts = []
+    for clip in sample["clip"].split(1):  # one view at a time: memory of one
+        parts.append(model(normalise(clip.to(device), config.data.mean, config.data.std)).float().softmax(-1).cpu())
+    return torch.cat(parts).mean(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file or folder")
+    parser.add_argument("--weights", required=True, help="weight file, step folder or run folder")
+    parser.add_argument("--model", help="name, where the weights do not say it")
+    parser.add_argument("--classes", type=Path, help="one class name a line, where the weights do not have them")
+    parser.add_argument("--clips", type=int, default=5)
+    parser.add_argument("--crops", type=int, default=3, choices=(1, 3))
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for decoding a video")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_intermixed_args()
+    if args.clips < 1 or args.timeout <= 0:
+        raise UserError("--clips and --timeout must be > 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU here")
+    paths = find_videos(args.videos)
+    model, classes, config, short_side = load_classifier(args)
+    model = model.to(args.device).eval()
+    dataset = ClipDataset(
+        VideoList([os.path.abspath(p) for p in paths], [-1] * len(paths)),
+        sample=build.test_sampler(config, args.clips),
+        transform=EvalCrops(short_side=short_side, size=config.data.crop_size, num_crops=args.crops),
+        timeout_s=args.timeout,
+    )
+    unread = []
+    for i, path in enumerate(paths):
+        sample = dataset[Key(0, i)]
+        if "clip" not in sample:
+            unread.append(path)
+            print(f"{path}: {sample['bad'][0][1]}", file=sys.stderr)
+            continue
+        best = scores_of(model, sample, config, args.device).topk(min(TOP, len(classes) or TOP))
+        print(path)
+        for score, k in zip(best.values.tolist(), best.indices.tolist()):
+            print(f"  {score:7.2%}  {classes[k] if classes else f'class {k}'}", flush=True)
+    if unread:
+        raise UserError(f"{len(unread)} of {len(paths)} videos could not be read: {', '.join(unread[:3])}")
+
+
+if __name__ == "__main__":
+    run_command(main)
