@@ -116,6 +116,13 @@ def build_model(name: str, arguments: dict[str, Any], *, seed: int) -> nn.Module
         raise UserError(f"model: {e}") from e
 
 
+def build_encoder(config: Config) -> nn.Module:
+    """The classifier that shares its encoder with the masked autoencoder of the config; its head is of no use."""
+    name, arguments = model_arguments(config, 1)
+    kept = {k: v for k, v in arguments.items() if not k.startswith("decoder_")}
+    return build_model(name.removeprefix("mae_"), kept, seed=config.seed)
+
+
 def build_metadata(config: Config, name: str, arguments: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """What a weight file says of itself: enough to build the model and to prepare clips for it."""
     data = config.data

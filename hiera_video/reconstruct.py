@@ -11,12 +11,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hiera_video.models.mae import PIXEL_EPS, MaskedAutoencoder
 
 NEAREST = 8  # visible patches whose statistics stand in for those of a hidden one
 GREY = 0.5
+LINE = 16  # pixels of a line of text
+ROWS = {
+    "original": "original",
+    "masked": "masked: what the model sees",
+    "honest": "predicted, honest: brightness and contrast guessed from visible patches",
+    "true": "predicted, with the true brightness and contrast of every patch (looks better than it is)",
+}
 
 
 class Reconstruction(NamedTuple):
@@ -67,3 +75,17 @@ def _frames(
     images = patches.view(t, h, w, size, size, 3).permute(0, 1, 3, 2, 4, 5).reshape(t, h * size, w * size, 3)
     scale, shift = (torch.tensor(v, device=patches.device, dtype=torch.float32) for v in (std, mean))
     return ((images * scale + shift).clamp(0, 1) * 255).round().byte().cpu()
+
+
+def sheet(result: Reconstruction) -> Image.Image:
+    """One row a picture, frames from left to right."""
+    frames, height, width, _ = result.original.shape
+    text = int(max(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title) for title in ROWS.values())) + 4
+    page = Image.new("RGB", (max(frames * (width + 2), text), len(ROWS) * (height + LINE)), "white")
+    pen = ImageDraw.Draw(page)
+    for row, (name, title) in enumerate(ROWS.items()):
+        top = row * (height + LINE)
+        pen.text((2, top + 2), title, "black")
+        for t, frame in enumerate(getattr(result, name).numpy()):
+            page.paste(Image.fromarray(frame), (t * (width + 2), top + LINE))
+    return page

@@ -19,6 +19,7 @@ from hiera_video import build
 from hiera_video.checkpoint import checkpoint_step, newest, newest_whole, point, resume, save_checkpoint, write_state
 from hiera_video.config import Config, changed_keys, to_yaml
 from hiera_video.data.annotations import VideoList, check_labels
+from hiera_video.data.transforms import normalise
 from hiera_video.data.video import missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import RunStopped, UserError
@@ -27,10 +28,13 @@ from hiera_video.lock import FolderLock
 from hiera_video.log import RunLog
 from hiera_video.models.weights import load_weights, weights_file
 from hiera_video.optim import Ema, make_optimizer
+from hiera_video.probe import FeatureBank, nearest_neighbours, spread_rows
+from hiera_video.reconstruct import reconstruct, sheet
 from hiera_video.signals import StopSignals
 from hiera_video.train import NAMED, BadVideos, Plan, train
 
 T = TypeVar("T")
+DRAWN = 4  # videos whose reconstructions are drawn in pretraining
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf", "safetensors", "numpy")
 
 
@@ -157,8 +161,8 @@ class TrainStage:
         if self.num_classes is not None:
             check_labels(self.videos, self.num_classes, key=self.key)
         self.plan = Plan.make(config.train, config.optim, len(self.videos))
-        self.val_videos = build.build_videos(config, "data.val") if self.plan.val_steps and self.num_classes else None
-        if self.val_videos is not None:
+        self.val_videos = build.build_videos(config, "data.val") if self.plan.val_steps else None
+        if self.val_videos is not None and self.num_classes is not None:
             check_labels(self.val_videos, self.num_classes, key="data.val")
         name, arguments = build.model_arguments(config, self.num_classes)
         self.metadata = build.build_metadata(config, name, arguments, self.names)
@@ -223,7 +227,7 @@ class TrainStage:
                 first_step=first_step,
                 ema=self.ema,
                 save=self._save,
-                validate=partial(self._validate, log),
+                validate=partial(self._probe if config.task == "pretrain" else self._validate, log),
                 stop_requested=lambda: signals.name,
                 stopped=self._stopped,
             )
@@ -275,6 +279,58 @@ class TrainStage:
         if self.world.is_main:
             log.metrics({"split": "val", "step": step, **accuracy, "videos": len(scores.rows)})
             log.say(f"val at step {step}: {_accuracy_text(accuracy)} of {len(scores.rows)} videos, one view each")
+
+    def _probe(self, log: RunLog, step: int) -> None:
+        """Pretraining: nearest neighbours among the encoder's features, and pictures of what it predicts."""
+        config, world = self.config, self.world
+        with self.ema.in_place_of_weights(self.model) if self.ema else nullcontext():
+            state = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            if world.is_main:
+                self._draw_reconstructions(log, step)
+        encoder = build.build_encoder(config)
+        load_weights(encoder, state, strict=False)
+        encoder = encoder.to(world.device).eval()
+        banks = []
+        for videos in (self.videos, self.val_videos):
+            part, bank = videos.subset(spread_rows(videos, config.mae.probe_videos)), FeatureBank()
+            evaluate(
+                partial(build.predict_features, encoder, ()),
+                build.test_loader(config, part, clips=1, crops=1, world=world),
+                bank,
+                world=world,
+                mean=config.data.mean,
+                std=config.data.std,
+                views_per_forward=config.test.views_per_forward,
+                precision=config.test.precision,
+                compiled=False,
+                total=len(part),
+                what="probe",
+                log=log,
+            )
+            banks.append(bank.merged(world, part))
+        (known, labels), (asked, truth) = banks
+        if world.is_main and len(known) and len(asked):
+            top1 = 100 * (nearest_neighbours(known, labels, asked) == truth).double().mean().item()
+            log.metrics({"split": "probe", "step": step, "knn_top1": top1, "videos": len(truth)})
+            log.say(
+                f"probe at step {step}: nearest neighbours {top1:.2f} top-1, {len(truth)} videos among {len(labels)}"
+            )
+
+    def _draw_reconstructions(self, log: RunLog, step: int) -> None:
+        """The first videos of data.val, one picture each, in reconstructions/."""
+        config = self.config
+        folder = Path(config.output) / "reconstructions"
+        folder.mkdir(exist_ok=True)
+        first = self.val_videos.subset(list(range(min(DRAWN, len(self.val_videos)))))
+        alone = World(0, 1, self.world.device)
+        self.model.eval()
+        for batch in build.test_loader(config, first, clips=1, crops=1, world=alone):
+            for row, clip in zip(batch["index"].tolist(), batch["clip"] if batch["clip"] is not None else []):
+                mean, std = config.data.mean, config.data.std
+                clip = normalise(clip.to(self.world.device), mean, std)
+                result = reconstruct(self.model, clip, mask_ratio=config.mae.mask_ratio, seed=row, mean=mean, std=std)
+                sheet(result).save(folder / f"step_{step:09d}_{row}.png")
+        log.say(f"reconstructions of {len(first)} videos: {folder}")
 
 
 class TestStage:
@@ -354,14 +410,12 @@ class FeaturesStage:
     def _model(self, log: RunLog) -> nn.Module:
         """The classifier that the weights belong to; of a masked autoencoder, its encoder."""
         config, weights = self.config, _weights(self.config)
-        if config.task == "classify":
+        if config.task == "pretrain":
+            model = build.build_encoder(config)
+        else:
             num_classes = build.number_of_classes(config, build.class_names(config, self.videos))
             name, arguments = build.model_arguments(config, num_classes)
-        else:
-            name, arguments = build.model_arguments(config, 1)
-            name = name.removeprefix("mae_")
-            arguments = {k: v for k, v in arguments.items() if not k.startswith("decoder_")}
-        model = build.build_model(name, arguments, seed=config.seed)
+            model = build.build_model(name, arguments, seed=config.seed)
         log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
         return model
 

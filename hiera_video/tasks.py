@@ -30,6 +30,9 @@ class ClassifyConfig:
 @dataclass(frozen=True)
 class MAEConfig:
     mask_ratio: float = 0.9
+    probe_videos: int = (
+        1000  # of data.train and of data.val, for the nearest-neighbour probe every train.val_every epochs
+    )
 
 
 class Classify(nn.Module):

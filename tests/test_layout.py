@@ -11,7 +11,7 @@ FLOORS = (
     ("lock",),
     ("distributed", "data", "models", "log", "optim"),
     ("tasks", "checkpoint", "reconstruct"),
-    ("train", "evaluate"),
+    ("train", "evaluate", "probe"),
     ("config",),
     ("build",),
     ("run",),

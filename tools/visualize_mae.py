@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from hiera_video import build
 from hiera_video.config import Config, load_config
@@ -25,29 +24,7 @@ from hiera_video.data.annotations import VideoList
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.errors import UserError, run_command
-from hiera_video.reconstruct import Reconstruction, reconstruct
-
-LINE = 16
-ROWS = {
-    "original": "original",
-    "masked": "masked: what the model sees",
-    "honest": "predicted, honest: brightness and contrast guessed from visible patches",
-    "true": "predicted, with the true brightness and contrast of every patch (looks better than it is)",
-}
-
-
-def sheet(result: Reconstruction) -> Image.Image:
-    """One row a picture, frames from left to right."""
-    frames, height, width, _ = result.original.shape
-    text = int(max(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title) for title in ROWS.values())) + 4
-    page = Image.new("RGB", (max(frames * (width + 2), text), len(ROWS) * (height + LINE)), "white")
-    pen = ImageDraw.Draw(page)
-    for row, (name, title) in enumerate(ROWS.items()):
-        top = row * (height + LINE)
-        pen.text((2, top + 2), title, "black")
-        for t, frame in enumerate(getattr(result, name).numpy()):
-            page.paste(Image.fromarray(frame), (t * (width + 2), top + LINE))
-    return page
+from hiera_video.reconstruct import ROWS, Reconstruction, reconstruct, sheet
 
 
 def write_video(result: Reconstruction, file: Path, fps: float) -> None:

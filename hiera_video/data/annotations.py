@@ -36,6 +36,10 @@ class VideoList:
         start = self._ends[i - 1] if i else 0
         return os.fsdecode(self._text[start : self._ends[i]].tobytes())
 
+    def subset(self, rows: list[int]) -> "VideoList":
+        paths, labels = [self.written(i) for i in rows], [self.label(i) for i in rows]
+        return VideoList(paths, labels, root=self.root, source=self.source, classes=self.classes)
+
     def line(self, i: int) -> str:
         """The row as a list has it: `path label`, or `path` alone."""
         return self.written(i) if self.label(i) == -1 else f"{self.written(i)} {self.label(i)}"
