@@ -1,17 +1,19 @@
 """Ranks: the only file that imports torch.distributed. A world of one takes the same path and needs no process group."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hiera_video.errors import UserError
+from hiera_video.errors import RunStopped, UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class World:
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on all ranks; its UserError or RunStopped is raised on all of them, too."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except (UserError, RunStopped) as e:
+                error = e
+        result, error = self.share((result, error))
+        if error is not None:
+            raise error
+        return result
 
     def gather_all(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on every rank."""

@@ -22,8 +22,8 @@ from hiera_video.data.video import DECODERS, missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import UserError
 from hiera_video.files import exists
-from hiera_video.run import TrainStage
 from hiera_video.train import accumulate_gradients, to_device
+from hiera_video.train_stage import TrainStage
 
 LOOKED_UP = 200  # files of a list that are looked for
 SLOW_S = 1.0  # a step of one video above which two are enough

@@ -24,7 +24,6 @@ from hiera_video.optim import Ema, OptimConfig, clip_gradients, learning_rate, s
 from hiera_video.tasks import autocast
 
 WAITS_LONG = 0.05  # share of the time spent waiting for data, above which the log says what to change
-NAMED = 8  # videos named in a message
 
 
 @dataclass(frozen=True)

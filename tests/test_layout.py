@@ -14,6 +14,8 @@ FLOORS = (
     ("train", "evaluate", "probe"),
     ("config",),
     ("build",),
+    ("eval_stages",),
+    ("train_stage",),
     ("run",),
     ("slurm", "dry_run"),
 )
