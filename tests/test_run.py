@@ -187,8 +187,19 @@ def test_two_ranks_score_every_video_once(tmp_path, finetune):
 
 
 def test_two_ranks_train_as_one(tmp_path, finetune):
-    """No mixing, no dropout: the same global batches give the same losses over 30 steps, also in parts."""
-    same = ["stages=[train]", "train.log_every=1", "train.epochs=15", "train.save_every=15", "train.val_every=0"]
+    """No mixing, no dropout: the same global batches give the same losses over 30 steps, also in parts.
+
+    A small rate: on flat backgrounds max-pooling meets ties, whose gradient rounding sends one way or the other.
+    """
+    same = [
+        "stages=[train]",
+        "train.log_every=1",
+        "optim.name=sgd",
+        "optim.lr=0.05",
+        "train.epochs=15",
+        "train.save_every=15",
+        "train.val_every=0",
+    ]
     start(*finetune("one", *same))
     start(*finetune("parts", *same, "train.accumulate=4"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29572"]

@@ -60,10 +60,10 @@ def test_show_clip(shapes, tmp_path, tool, split, shape):
     assert (rows[0] != rows[1]).any() and not list(ROOT.glob("runs/finetune*"))
 
 
-def test_data_benchmarks(tmp_path, tool):
+def test_data_benchmarks(shapes, tmp_path, tool):
     """The figures are there and make sense; how large they are is for docs/benchmarks.md."""
     pytest.importorskip("decord")
-    run = ("--rounds", "1", "--pairs", "1", "--json", tmp_path / "out.json")
+    run = (sorted(shapes.rglob("*.mp4"))[0], "--rounds", "1", "--pairs", "1", "--json", tmp_path / "out.json")
     out = tool("tools/benchmark.py", "loader", "--step-ms", "100", *run).stdout
     assert "PyTorchVideo, decord" in out and "plain decord" in out and "workers" in out
     found = json.loads((tmp_path / "out.json").read_text())
