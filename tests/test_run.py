@@ -195,7 +195,7 @@ def test_two_ranks_train_as_one(tmp_path, finetune):
         "stages=[train]",
         "train.log_every=1",
         "optim.name=sgd",
-        "optim.lr=0.05",
+        "optim.lr=0.0005",
         "train.epochs=15",
         "train.save_every=15",
         "train.val_every=0",
