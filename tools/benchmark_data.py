@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, help="time of a model's step, to say how many workers it needs")
     parser.add_argument("--batch", type=int, default=8, help="clips in that step")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     missing = [v for v in args.videos if not Path(v).is_file()]
     if missing or args.rounds < 1:
         raise UserError(f"there is no video {missing[0]}" if missing else f"--rounds {args.rounds} must be > 0")
