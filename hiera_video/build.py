@@ -1,7 +1,7 @@
 """The only place where config meets objects. Everything below this file takes plain arguments."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from hiera_video.config import Config
 from hiera_video.data.annotations import VideoList, check_labels, read_videos
-from hiera_video.data.dataset import Batch, ClipDataset, TrainingOrder, make_loader, test_batches
+from hiera_video.data.dataset import (
+    Batch,
+    ChunkStream,
+    ClipDataset,
+    TrainingOrder,
+    make_chunk_loader,
+    make_loader,
+    test_batches,
+)
 from hiera_video.data.sampling import (
     ClipSampler,
     pytorchvideo_clips,
@@ -160,6 +168,11 @@ def choose_execution(config: Config, model: nn.Module) -> None:
         model.compile()
 
 
+def sharded_units(model: nn.Module) -> list[nn.Module]:
+    """What is put together at a time where ranks hold shards: the blocks, where the model has any."""
+    return [block for name in ("blocks", "decoder_blocks") for block in getattr(model, name, [])]
+
+
 def load_for_use(model: nn.Module, weights: str | Path, *, key: str, from_mae: bool = False) -> LoadReport:
     """Weights for testing or features: all of them must fit. from_mae: a masked autoencoder's encoder will do."""
     try:
@@ -217,27 +230,39 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
     )
 
 
-def test_loader(config: Config, videos: VideoList, *, clips: int, crops: int, world: World) -> Iterable[Batch]:
-    return _eval_loader(config, videos, test_sampler(config, clips), crops=crops, world=world)
+def test_loader(
+    config: Config, videos: VideoList, rows: list[int], *, clips: int, crops: int, world: World
+) -> Iterable[Batch]:
+    """The views of those rows of the list that are this rank's."""
+    dataset = _eval_set(config, videos, test_sampler(config, clips), crops=crops)
+    batches = test_batches(rows, batch_size=config.test.batch_size, rank=world.rank, world=world.size)
+    return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
 
 
-def features_loader(config: Config, videos: VideoList, *, world: World) -> Iterable[Batch]:
+def features_loader(
+    config: Config, videos: VideoList, rows: list[int], first: Callable[[int], int], *, world: World
+) -> Iterable[Batch]:
+    """The windows of those rows that are this rank's, in chunks; `first(row)` windows are left out."""
     windows = partial(sliding_windows, hop_s=config.features.hop_s)
-    return _eval_loader(config, videos, _Frames(windows, *_clip_shape(config)), crops=1, world=world)
+    dataset = _eval_set(config, videos, _Frames(windows, *_clip_shape(config)), crops=1)
+    stream = ChunkStream(dataset, rows[world.rank :: world.size], first)
+    return make_chunk_loader(stream, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
 
 
 def predict_logits(model: nn.Module, clips: Tensor) -> dict[str, Tensor]:
     return {"logits": model(clips)}
 
 
-def predict_features(model: nn.Module, stages: tuple[int, ...], clips: Tensor) -> dict[str, Tensor]:
-    """The pooled vector and, where asked for, maps of stages 1 to 4 in spatial order."""
+def predict_features(model: nn.Module, stages: tuple[int, ...], pool: bool, clips: Tensor) -> dict[str, Tensor]:
+    """The pooled vector and, where asked for, maps of stages 1 to 4 in spatial order, or their means."""
     if not stages:
         return {"features": model.features(clips)}
     if not hasattr(model, "features_and_maps"):
         raise UserError("features.stages: only a Hiera has stages")
     pooled, maps = model.features_and_maps(clips)
-    return {"features": pooled, **{f"stage{s}": maps[s - 1] for s in stages}}
+    return {"features": pooled} | {
+        f"stage{s}": maps[s - 1].flatten(1, -2).mean(1) if pool else maps[s - 1] for s in stages
+    }
 
 
 def _decoding(config: Config) -> dict[str, Any]:
@@ -250,14 +275,10 @@ def _decoding(config: Config) -> dict[str, Any]:
     }
 
 
-def _eval_loader(
-    config: Config, videos: VideoList, sample: ClipSampler, *, crops: int, world: World
-) -> Iterable[Batch]:
+def _eval_set(config: Config, videos: VideoList, sample: ClipSampler, *, crops: int) -> ClipDataset:
     size = config.data.crop_size
     transform = EvalCrops(short_side=config.test.short_side or size, size=size, num_crops=crops)
-    dataset = ClipDataset(videos, sample=sample, transform=transform, **_decoding(config), seed=config.seed)
-    batches = test_batches(len(videos), batch_size=config.test.batch_size, rank=world.rank, world=world.size)
-    return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
+    return ClipDataset(videos, sample=sample, transform=transform, **_decoding(config), seed=config.seed)
 
 
 # Samplers are small picklable objects, since workers may be started afresh.

@@ -6,11 +6,11 @@ weights to use: the average of them, where one is kept; then the weights themsel
 tensors and numbers under fixed names, so that equal states give equal bytes.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hiera_video.distributed import World, placed_like, whole
 from hiera_video.errors import RunStopped, UserError
-from hiera_video.models.weights import load_weights, metadata_entry
+from hiera_video.files import sha256_of
+from hiera_video.models.weights import metadata_entry
 from hiera_video.optim import Ema
 
 TEMPORARY = ".writing_"
@@ -28,29 +30,57 @@ FILES = ("model.safetensors", "train_state.pt")
 CHECKSUMS = "checksums.json"
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metadata: dict[str, Any],
-    keep: int,
-    ema: Ema | None = None,
-    keep_steps: int = 0,
-) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint holds, on the host of rank 0, to be written before training goes on; no tensors on other ranks."""
+
+    step: int
+    weights: dict[str, Tensor]  # to use
+    state: dict[str, Any]  # to go on training
+    metadata: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls,
+        step: int,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        metadata: dict[str, Any],
+        world: World,
+    ) -> "Snapshot":
+        """All ranks take it together."""
+
+        def fetched(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            fetched = ((name, whole(t.detach())) for name, t in tensors)
+            return {name: t.cpu().contiguous() for name, t in fetched if world.is_main}
+
+        state = {"step": step, **fetched(flat_optimizer_state(optimizer, model))}
+        if ema is not None:
+            state |= fetched((f"weights.{name}", p) for name, p in model.named_parameters())
+        return cls(step, fetched(weights_to_keep(model, ema).items()), state, metadata)
+
+
+def weights_to_keep(model: nn.Module, ema: Ema | None) -> dict[str, Tensor]:
+    """The model's state, with the average of the parameters in their place where one is kept; maybe in shards."""
+    return model.state_dict() | ({} if ema is None else ema.average)
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: int = 0) -> Path:
     """Writes the checkpoint of `step`, makes it `latest` and removes older ones.
 
     The newest `keep` stay, those of every `keep_steps` steps, and the one that `best` points to. Raises RunStopped where the
     disk does not take it; the checkpoints before are then as they were.
     """
+    step = snapshot.step
     final, temporary = folder / f"step_{step:09d}", folder / f"{TEMPORARY}step_{step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         temporary.mkdir()
-        write_state(temporary, step=step, model=model, optimizer=optimizer, metadata=metadata, ema=ema)
+        write_state(temporary, snapshot)
         if final.exists():  # a damaged one of this step
             shutil.rmtree(final)
         temporary.rename(final)
@@ -71,32 +101,19 @@ def save_checkpoint(
     return final
 
 
-def write_state(
-    folder: Path,
-    *,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metadata: dict[str, Any],
-    ema: Ema | None,
-) -> None:
+def write_state(folder: Path, snapshot: Snapshot) -> None:
     """The files of a checkpoint, flushed to the disk."""
-    state: dict[str, Any] = {"step": step, **flat_optimizer_state(optimizer, model)}
-    if ema is not None:
-        state |= {f"weights.{name}": p.detach().clone().cpu() for name, p in model.named_parameters()}
-    save_weights(folder / "model.safetensors", model, metadata, ema=ema)
-    torch.save(state, folder / "train_state.pt")
-    sums = {name: _sha256(folder / name) for name in FILES}
+    save_weights(folder / "model.safetensors", snapshot.weights, snapshot.metadata)
+    torch.save(snapshot.state, folder / "train_state.pt")
+    sums = {name: sha256_of(folder / name) for name in FILES}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     for file in (*(folder / name for name in FILES), folder / CHECKSUMS, folder):
         _flush(file)
 
 
-def save_weights(file: Path, model: nn.Module, metadata: dict[str, Any], *, ema: Ema | None = None) -> None:
-    """A safetensors file of the model's weights, or of their average."""
-    average = {} if ema is None else ema.average
-    tensors = {name: average.get(name, t).detach().contiguous().cpu() for name, t in model.state_dict().items()}
-    save_file(tensors, file, metadata=metadata_entry(metadata))
+def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file that says what model it is of."""
+    save_file({name: t.contiguous().cpu() for name, t in weights.items()}, file, metadata=metadata_entry(metadata))
 
 
 def point(folder: Path, link_name: str, step_name: str) -> None:
@@ -135,7 +152,7 @@ def what_is_damaged(checkpoint: Path) -> str:
     try:
         sums = json.loads((checkpoint / CHECKSUMS).read_text())
         for name in FILES:
-            if _sha256(checkpoint / name) != sums[name]:
+            if sha256_of(checkpoint / name) != sums[name]:
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError) as e:
         return f"{type(e).__name__}: {e}"
@@ -146,46 +163,29 @@ def checkpoint_step(checkpoint: Path | None) -> int:
     return int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
 
 
-def resume(checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> int:
-    """Loads weights, their average and the optimizer's state; returns the step. Raises UserError for another model's."""
-    try:
-        load_weights(model, checkpoint, strict=True)
-    except ValueError as e:
-        raise UserError(f"cannot resume: {e}") from e
+def restore(checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
+    """The optimizer's state, and the weights where the model, loaded from that checkpoint, holds their average."""
     state = torch.load(checkpoint / "train_state.pt", map_location="cpu", weights_only=True)
     if ema is not None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 ema.average[name].copy_(parameter)
-                parameter.copy_(state[f"weights.{name}"])
-    load_flat_optimizer_state(optimizer, model, state)
-    return state["step"]
-
-
-def flat_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """{"optimizer.<parameter>.<what>": tensor}, in the order of the model's parameters."""
-    flat = {}
-    for name, parameter in model.named_parameters():
-        for what, value in sorted(optimizer.state.get(parameter, {}).items()):
-            flat[f"optimizer.{name}.{what}"] = value.detach().clone().cpu()
-    return flat
-
-
-def load_flat_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, flat: dict[str, Any]) -> None:
+                parameter.copy_(placed_like(state[f"weights.{name}"], parameter))
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
-        values = {key.removeprefix(prefix): v for key, v in flat.items() if key.startswith(prefix)}
-        optimizer.state[parameter] = {what: value.to(parameter.device) for what, value in values.items()}
-        if not values:
-            del optimizer.state[parameter]
+        found = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+        if found:
+            optimizer.state[parameter] = {
+                what: placed_like(v, parameter) if v.shape == parameter.shape else v.to(parameter.device)
+                for what, v in found.items()
+            }
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while part := f.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
+def flat_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """("optimizer.<parameter>.<what>", tensor), in the order of the model's parameters."""
+    for name, parameter in model.named_parameters():
+        for what, value in sorted(optimizer.state.get(parameter, {}).items()):
+            yield f"optimizer.{name}.{what}", value
 
 
 def _flush(path: Path) -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hiera_video.data.video import DECODERS
+from hiera_video.distributed import PARALLELS
 from hiera_video.errors import UserError
 from hiera_video.evaluate import FeaturesConfig, TestConfig
 from hiera_video.optim import OptimConfig
@@ -36,6 +37,7 @@ MAY_CHANGE = (
     "data.decode_timeout_s",
     "data.manifest",
     "data.quarantine",
+    "test.save_every_s",
 )  # between two runs in one folder
 
 
@@ -178,7 +180,8 @@ def changed_keys(config: Config, stored_yaml: str) -> list[str]:
     """Keys whose value differs from a stored config's, except those that may change between two runs."""
     now = flatten(_plain(dataclasses.asdict(config)))
     before = flatten(OmegaConf.to_container(OmegaConf.create(stored_yaml)))
-    keys = [k for k in {**now, **before} if now.get(k) != before.get(k)]
+    default = flatten(_plain(dataclasses.asdict(Config())))  # of a key that the stored config's version did not have
+    keys = [k for k in {**now, **before} if now.get(k) != before.get(k, default.get(k))]
     return [k for k in keys if k not in MAY_CHANGE]
 
 
@@ -204,6 +207,8 @@ def _check_values(config: Config) -> None:
         "device": (config.device, ("auto", "cpu", "cuda")),
         "data.decoder": (config.data.decoder, DECODERS),
         "train.precision": (config.train.precision, tuple(PRECISIONS)),
+        "train.parallel": (config.train.parallel, PARALLELS),
+        "features.dtype": (config.features.dtype, ("float32", "float16")),
         "test.precision": (config.test.precision, tuple(PRECISIONS)),
         "data.clip_sampler": (config.data.clip_sampler, CLIP_SAMPLERS),
         "test.clip_sampler": (config.test.clip_sampler, TEST_SAMPLERS),

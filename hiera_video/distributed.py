@@ -1,7 +1,7 @@
 """Ranks: the only file that imports torch.distributed. A world of one takes the same path and needs no process group."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hiera_video.errors import RunStopped, UserError
 
 T = TypeVar("T")
+PARALLELS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,28 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """For training on several ranks: gradients are averaged over them."""
+    def wrap(self, module: nn.Module, parallel: str, units: Iterable[nn.Module]) -> nn.Module:
+        """For training on several ranks: gradients are averaged over them.
+
+        ddp: every rank holds the whole model. fsdp: every rank holds its share of the parameters, and so of gradients and
+        optimizer state; each of `units` is put together while it computes. The parameters are new objects then.
+        """
         if self.size == 1:
             return module
-        return nn.parallel.DistributedDataParallel(module)  # no device_ids: batches are moved by the loop, once
+        if parallel == "ddp":
+            return nn.parallel.DistributedDataParallel(module)  # no device_ids: batches are moved by the loop, once
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for unit in units:
+            fully_shard(unit, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
 
     @contextmanager
     def gradients_shared(self, module: nn.Module, *, last: bool) -> Iterator[None]:
         """Gradients are averaged over the ranks with the last of a step's backward passes, not before."""
-        if self.size == 1 or last:
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+            yield
+        elif self.size == 1 or last:
             yield
         else:
             with module.no_sync():
@@ -88,6 +104,17 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what the ranks hold shards of, put together; then all ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, the same on all ranks, on the device of `other` and in shards if `other` is."""
+    tensor = tensor.to(other.device)
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
 
 
 @contextmanager

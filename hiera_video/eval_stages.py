@@ -1,5 +1,8 @@
 """The stages "test" and "features", and what they share with validation."""
 
+import contextlib
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +13,12 @@ from hiera_video.config import Config
 from hiera_video.data.annotations import VideoList, check_labels
 from hiera_video.distributed import World
 from hiera_video.errors import RunStopped, UserError
-from hiera_video.evaluate import FeatureFiles, ViewScores, evaluate
+from hiera_video.evaluate import evaluate
+from hiera_video.features import PARTS, FeatureFiles, read_manifest, write_manifest
+from hiera_video.files import sha256_of
 from hiera_video.log import RunLog
 from hiera_video.models.weights import weights_file
+from hiera_video.scores import ViewScores, read_parts, write_json
 
 
 class TestStage:
@@ -32,36 +38,69 @@ class TestStage:
 
     def run(self, log: RunLog) -> None:
         config, world = self.config, self.world
-        if (self.folder / "metrics.json").exists():
-            log.say(f"test: done already, {self.folder / 'metrics.json'}")
+        weights = weights_to_use(config)
+        card = world.on_main(lambda: protocol_card(config, self.videos, weights))
+        if world.on_main(lambda: self._is_done(card, log)):
             return
         name, arguments = build.model_arguments(config, self.num_classes)
         model = build.build_model(name, arguments, seed=config.seed)
-        log.say(str(build.load_for_use(model, weights_to_use(config), key="test")))
-        model = model.to(world.device)
+        log.say(str(build.load_for_use(model, weights, key="test")))
+        for line in card_lines(card):
+            log.say(line)
         views = (config.test.clips, config.test.crops)
         scores = score_videos(
-            config, model, self.videos, clips=views[0], crops=views[1], world=world, log=log, what="test"
+            *(config, model.to(world.device), self.videos),
+            clips=views[0],
+            crops=views[1],
+            world=world,
+            log=log,
+            what="test",
+            parts=self.folder / "parts",
+            card=card,
         )
-        if not world.is_main:
-            return
-        metrics = scores.write(self.folder, self.videos, views=views)
+        coverage = world.on_main(lambda: self._write(scores, card, log))
+        if coverage < config.test.min_coverage:
+            raise RunStopped(f"{coverage:.1%} of the test videos were scored, less than test.min_coverage")
+
+    def _is_done(self, card: dict, log: RunLog) -> bool:
+        if not (self.folder / "metrics.json").exists():
+            return False
+        stored = self.folder / "protocol.json"
+        if stored.exists() and json.loads(stored.read_text())["weights"] != card["weights"]:
+            log.say("test: the weights are others than those that were tested; testing again")
+            return False
+        log.say(f"test: done already, {self.folder / 'metrics.json'}")
+        return True
+
+    def _write(self, scores: ViewScores, card: dict, log: RunLog) -> float:
+        """Returns the share of the videos that were scored."""
+        views = (self.config.test.clips, self.config.test.crops)
+        counts = {"listed": len(self.videos), "scored": len(scores.rows), "missing": len(scores.bad)}
+        metrics = scores.write(
+            self.folder, self.videos, views=views, names=self.names, protocol={**card, "videos": counts}
+        )
+        shutil.rmtree(self.folder / "parts", ignore_errors=True)
         for path, reason in zip(metrics["missing"], metrics["missing_reasons"]):
             log.say(f"not scored: {path}: {reason}")
         log.say(
             f"test: {accuracy_text(metrics)}, {metrics['videos']} of {metrics['videos_expected']} videos "
             f"x {views[0]} clips x {views[1]} crops; {self.folder}"
         )
-        coverage = metrics["videos"] / metrics["videos_expected"]
-        if coverage < config.test.min_coverage:
-            raise RunStopped(f"{coverage:.1%} of the test videos were scored, less than test.min_coverage")
+        if metrics["top1"] is not None:
+            log.say(
+                f"mean over classes {metrics['mean_class']:.2f}; single views: top-1 {metrics['view_top1']:.2f}, "
+                f"top-5 {metrics['view_top5']:.2f}; by class in classes.csv, by number of views in metrics.json"
+            )
+        return metrics["videos"] / metrics["videos_expected"]
 
 
 class FeaturesStage:
+    """Features of a list, or of the rows k, k + n, k + 2 n .. of it, where n jobs share it (`shard`, k of n)."""
+
     key = "features.videos"
 
-    def __init__(self, config: Config, world: World, folder: Path):
-        self.config, self.world, self.folder = config, world, folder
+    def __init__(self, config: Config, world: World, folder: Path, *, shard: tuple[int, int] = (0, 1)):
+        self.config, self.world, self.folder, self.shard = config, world, folder, shard
         if any(s not in (1, 2, 3, 4) for s in config.features.stages):
             raise UserError(f"features.stages={list(config.features.stages)} must be among 1, 2, 3, 4")
         self.videos = build.build_videos(config, self.key)
@@ -70,14 +109,22 @@ class FeaturesStage:
 
     def run(self, log: RunLog) -> None:
         config, world = self.config, self.world
-        if (self.folder / "manifest.csv").exists():
-            log.say(f"features: done already, {self.folder / 'manifest.csv'}")
+        manifest = self.folder / "manifest.csv" if self.shard == (0, 1) else self._shard_manifest(self.shard[0])
+        if manifest.exists():
+            log.say(f"features: done already, {manifest}")
             return
-        model = self._model(log).to(world.device).eval()
-        files = FeatureFiles(self.folder, self.videos)
+        weights = weights_to_use(config)
+        world.on_main(lambda: self._claim(sha256_of(weights)))
+        model = self._model(weights, log).to(world.device).eval()
+        options = config.features
+        files = FeatureFiles(self.folder, self.videos, dtype=options.dtype, average=options.average)
+        rows = list(range(self.shard[0], len(self.videos), self.shard[1]))
+        left = world.on_main(lambda: [row for row in rows if not files.is_done(row)])
+        if len(left) < len(rows):
+            log.say(f"features: {len(rows) - len(left)} of {len(rows)} videos are done already")
         evaluate(
-            partial(build.predict_features, model, config.features.stages),
-            build.features_loader(config, self.videos, world=world),
+            partial(build.predict_features, model, options.stages, options.pool_maps),
+            build.features_loader(config, self.videos, left, files.clips_done, world=world),
             files,
             world=world,
             mean=config.data.mean,
@@ -85,15 +132,43 @@ class FeaturesStage:
             views_per_forward=config.test.views_per_forward,
             precision=config.test.precision,
             compiled=config.test.compile,
-            total=len(self.videos),
+            total=len(left),
             what="features",
             log=log,
         )
-        log.say(f"features of {len(self.videos)} videos: {files.write_manifest(world)}")
+        files.write_manifest(world, rows, manifest)
+        world.on_main(lambda: self._finish(manifest, log))
 
-    def _model(self, log: RunLog) -> nn.Module:
+    def _claim(self, weights_sha256: str) -> None:
+        """Raises UserError where the folder's features are of other weights."""
+        stored = self.folder / "weights.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if stored.exists() and json.loads(stored.read_text())["sha256"] != weights_sha256:
+            raise UserError(f"{self.folder} holds features of other weights; remove it, or choose another folder")
+        write_json(stored, {"sha256": weights_sha256})
+
+    def _finish(self, manifest: Path, log: RunLog) -> None:
+        lines = read_manifest(manifest.parent)
+        for line in lines:
+            if line["status"] != "ok":
+                log.say(f"no features: {line['path']}: {line['status']}")
+        log.say(f"features of {sum(line['status'] == 'ok' for line in lines)} of {len(lines)} videos: {manifest}")
+        count = self.shard[1]
+        parts = [self._shard_manifest(k) for k in range(count)]
+        if count > 1 and all(part.exists() for part in parts):  # the last job puts them together
+            shards = [[list(line.values()) for line in read_manifest(part.parent)] for part in parts]
+            whole = [shards[row % count][row // count] for row in range(len(self.videos))]
+            write_manifest(self.folder / "manifest.csv", whole)
+            log.say(f"all {count} shards are done: {self.folder / 'manifest.csv'}")
+        with contextlib.suppress(OSError):  # where other jobs still have parts
+            (self.folder / PARTS).rmdir()
+
+    def _shard_manifest(self, k: int) -> Path:
+        return shard_folder(self.folder, k, self.shard[1]) / "manifest.csv"
+
+    def _model(self, weights: Path, log: RunLog) -> nn.Module:
         """The classifier that the weights belong to; of a masked autoencoder, its encoder."""
-        config, weights = self.config, weights_to_use(self.config)
+        config = self.config
         if config.task == "pretrain":
             model = build.build_encoder(config)
         else:
@@ -104,12 +179,33 @@ class FeaturesStage:
         return model
 
 
-def score_videos(config, model, videos, *, clips: int, crops: int, world: World, log: RunLog, what: str) -> ViewScores:
-    """Scores of all ranks, on rank 0."""
-    scores = ViewScores()
+def shard_folder(folder: Path, k: int, count: int) -> Path:
+    return folder / "shards" / f"{k}_of_{count}"
+
+
+def score_videos(
+    config: Config,
+    model: nn.Module,
+    videos: VideoList,
+    *,
+    clips: int,
+    crops: int,
+    world: World,
+    log: RunLog,
+    what: str,
+    parts: Path | None = None,
+    card: dict | None = None,
+) -> ViewScores:
+    """Scores of all ranks, on rank 0. parts: where they are kept while it goes on, and taken up again under the same card."""
+    before = read_parts(parts, card=card) if parts is not None and world.is_main else {}
+    done = world.share(set(before))
+    if done:
+        log.say(f"{what}: {len(done)} of {len(videos)} videos are scored already")
+    scores = ViewScores(clips, crops, parts=parts, part_every_s=config.test.save_every_s)
+    rows = [row for row in range(len(videos)) if row not in done]
     evaluate(
         partial(build.predict_logits, model.eval()),
-        build.test_loader(config, videos, clips=clips, crops=crops, world=world),
+        build.test_loader(config, videos, rows, clips=clips, crops=crops, world=world),
         scores,
         world=world,
         mean=config.data.mean,
@@ -117,11 +213,46 @@ def score_videos(config, model, videos, *, clips: int, crops: int, world: World,
         views_per_forward=config.test.views_per_forward,
         precision=config.test.precision,
         compiled=config.test.compile,
-        total=len(videos),
+        total=len(rows),
         what=what,
         log=log,
     )
-    return scores.merged(world)
+    scores.flush()
+    return scores.merged(world, before)
+
+
+def protocol_card(config: Config, videos: VideoList, weights: Path) -> dict:
+    """Everything that a test's figures depend on, without anything that they do not."""
+    data, test = config.data, config.test
+    sampler = test.clip_sampler or data.clip_sampler
+    frames = f"{data.num_frames} frames, one every {data.sampling_rate} at {data.target_fps:g} frames/s"
+    return {
+        "list": {"file": Path(videos.source).name, "sha256": videos.sha256(), "videos": len(videos)},
+        "views": {"clips": test.clips, "crops": test.crops, "average": "softmax"},
+        "clip": frames
+        if sampler == "random"
+        else f"{data.num_frames} frames, {sampler} {list(test.clip_sampler_args)}",
+        "frame_rate": "sampled by time; a variable rate is laid on an even grid",
+        "resize": f"short side {test.short_side or data.crop_size}, bilinear, no antialias, from the full frame",
+        "crop": f"{data.crop_size} x {data.crop_size}, {'centre' if test.crops == 1 else 'three along the long side'}",
+        "normalisation": {"mean": list(data.mean), "std": list(data.std)},
+        "decoder": data.decoder,
+        "model": config.model.name,
+        "weights": {"file": "/".join(weights.parts[-2:]), "sha256": sha256_of(weights)},
+        "precision": test.precision,
+    }
+
+
+def card_lines(card: dict) -> list[str]:
+    """For the log."""
+    views, weights = card["views"], card["weights"]
+    return [
+        f"protocol: {card['list']['videos']} videos of {card['list']['file']} (sha256 {card['list']['sha256'][:12]}), "
+        f"{views['clips']} clips x {views['crops']} crops, mean of {views['average']}",
+        f"protocol: {card['clip']}; {card['resize']}; crops of {card['crop']}; {card['frame_rate']}",
+        f"protocol: {card['model']}, {weights['file']} (sha256 {weights['sha256'][:12]}), {card['precision']}, "
+        f"decoder {card['decoder']}",
+    ]
 
 
 def known_classes(config: Config, videos: VideoList) -> tuple[list[str], int | None]:

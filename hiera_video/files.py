@@ -5,6 +5,7 @@ Lists, videos, class names and weights may be named by any path for which an iop
 `iopath.common.file_io.g_pathmgr.register_handler`, in a module that `data.path_handlers` names.
 """
 
+import hashlib
 import os
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,15 @@ def local(path: str | Path) -> str:
         raise
     except Exception as e:  # whatever the handler's own library raises
         raise OSError(f"cannot fetch {path}: {type(e).__name__}: {e}") from e
+
+
+def sha256_of(file: str | Path) -> str:
+    """Of a file on this machine."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while part := f.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def exists(path: str | Path) -> bool:

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from hiera_video.distributed import whole
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scales all gradients so that their common L2 norm is at most `limit` (0: not at all). Returns the norm before."""
     parameters = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if limit:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
@@ -87,22 +88,6 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         weights = [p.detach() for _, p in model.named_parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)
-
-    @contextmanager
-    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
-        """The model computes with the average; its own weights are back at the end."""
-        own = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self._load(model, self.average)
-        try:
-            yield
-        finally:
-            self._load(model, own)
-
-    @staticmethod
-    @torch.no_grad()
-    def _load(model: nn.Module, values: dict[str, Tensor]) -> None:
-        for name, p in model.named_parameters():
-            p.copy_(values[name])
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -3,7 +3,6 @@
 output/config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/
 """
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from hiera_video.data.annotations import VideoList
 from hiera_video.data.video import missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import RunStopped, UserError
-from hiera_video.eval_stages import FeaturesStage, TestStage
-from hiera_video.evaluate import write_json
+from hiera_video.eval_stages import FeaturesStage, TestStage, shard_folder
 from hiera_video.lock import FolderLock
 from hiera_video.log import RunLog
+from hiera_video.scores import write_json
 from hiera_video.train_stage import TrainStage
 
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf", "safetensors", "numpy")
@@ -57,11 +56,16 @@ def run(config: Config) -> None:
             log.close()
 
 
-def extract_features(config: Config) -> None:
-    """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
+def extract_features(config: Config, *, shard: tuple[int, int] = (0, 1)) -> None:
+    """Features alone, into `config.output` itself; with shard=(k, n), of every n-th video from the k-th on.
+
+    Raises UserError, RunStopped.
+    """
     with join_world(config.device, wait_s=config.join_timeout_s) as world:
-        stage = FeaturesStage(config, world, Path(config.output))
-        log = open_run_folder(config, world, {stage.key: stage.videos})
+        output = Path(config.output)
+        stage = FeaturesStage(config, world, output, shard=shard)
+        folder = output if shard == (0, 1) else shard_folder(output, *shard)
+        log = open_run_folder(config, world, {stage.key: stage.videos}, folder=folder)
         try:
             stage.run(log)
             world.barrier()
@@ -69,9 +73,9 @@ def extract_features(config: Config) -> None:
             log.close()
 
 
-def open_run_folder(config: Config, world: World, lists: dict[str, VideoList]) -> RunLog:
+def open_run_folder(config: Config, world: World, lists: dict[str, VideoList], *, folder: Path | None = None) -> RunLog:
     """Makes and locks the folder, or takes up an earlier run of the same config. Raises UserError if the config changed."""
-    folder, held = Path(config.output), []
+    folder, held = folder or Path(config.output), []
 
     def claim() -> None:
         try:
@@ -111,7 +115,7 @@ def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    hashes = {key: {"source": v.source, "videos": len(v), "sha256": _list_hash(v)} for key, v in lists.items()}
+    hashes = {key: {"source": v.source, "videos": len(v), "sha256": v.sha256()} for key, v in lists.items()}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git": _git_state(),
@@ -122,13 +126,6 @@ def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
         "world_size": world.size,
         "device": world.device.type,
     }
-
-
-def _list_hash(videos: VideoList) -> str:
-    digest = hashlib.sha256()
-    for i in range(len(videos)):
-        digest.update(f"{videos.written(i)} {videos.label(i)}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _git_state() -> dict | None:

@@ -33,6 +33,7 @@ class TrainConfig:
     repeats: int = 1  # clips from one decode of a video
     accumulate: int = 1  # forward and backward passes of an optimizer step: less memory, the same batch
     precision: str = "float32"  # float32 | bfloat16 (autocast)
+    parallel: str = "ddp"  # over ranks: ddp | fsdp (each rank holds its share of the parameters: for what does not fit)
     compile: bool = False  # torch.compile: minutes at the start, faster steps
     recompute_stages: tuple[int, ...] = ()  # stages of a Hiera (1 to 4; 5: MAE decoder) that trade time for memory
     ema: float = 0.0  # decay of an average of the weights, which is then what is tested and kept as weights; 0 is off
@@ -128,6 +129,7 @@ class Interval:
 
 def train(
     task: nn.Module,
+    wrapped: nn.Module,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     *,
@@ -145,13 +147,12 @@ def train(
     stop_requested: Callable[[], str],
     stopped: Callable[[int, str, list[int]], None],
 ) -> None:
-    """Takes the steps `first_step` to `plan.steps`; `batches` starts at `first_step`.
+    """Takes the steps `first_step` to `plan.steps`; `batches` starts at `first_step`. wrapped: the task, by World.wrap.
 
     save and validate get the number of steps taken. stop_requested says who asks to stop, or nothing. stopped keeps the
     state (steps taken, why, rows of the steps in question) of a run that cannot go on. Raises Interrupted after the state
     was saved, and RunStopped at a gradient that is not finite or too many bad videos.
     """
-    wrapped = world.wrap(task)
     task.train()
     progress = log.progress(plan.steps, what="train", unit="steps", done=first_step)
     batches = iter(batches)
@@ -167,7 +168,7 @@ def train(
 
         lr = plan.lr_scale * learning_rate(optim, step / plan.steps, plan.warmup)
         set_learning_rate(optimizer, lr)
-        if step == first_step and world.size > 2:
+        if step == first_step and world.size > 2 and config.parallel == "ddp":
             settle_buckets(wrapped, batch, config, world)
         torch.manual_seed(step_seed(seed, step, world.rank))
         loss = accumulate_gradients(wrapped, batch, config, world)

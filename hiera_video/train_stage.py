@@ -3,16 +3,27 @@
 Validation and, in pretraining, the probe are looks at the weights in between; they change nothing.
 """
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from hiera_video import build
-from hiera_video.checkpoint import checkpoint_step, newest, newest_whole, point, resume, save_checkpoint, write_state
+from hiera_video.checkpoint import (
+    Snapshot,
+    checkpoint_step,
+    newest,
+    newest_whole,
+    point,
+    restore,
+    save_checkpoint,
+    weights_to_keep,
+    write_state,
+)
 from hiera_video.config import Config
 from hiera_video.data.annotations import check_labels
 from hiera_video.data.transforms import normalise
-from hiera_video.distributed import World
+from hiera_video.distributed import World, whole
 from hiera_video.errors import RunStopped, UserError
 from hiera_video.eval_stages import accuracy_text, known_classes, say_classes, score_videos
 from hiera_video.evaluate import evaluate
@@ -41,9 +52,9 @@ class TrainStage:
         self.val_videos = build.build_videos(config, "data.val") if self.plan.val_steps else None
         if self.val_videos is not None and self.num_classes is not None:
             check_labels(self.val_videos, self.num_classes, key="data.val")
-        name, arguments = build.model_arguments(config, self.num_classes)
-        self.metadata = build.build_metadata(config, name, arguments, self.names)
-        self.model = build.build_model(name, arguments, seed=config.seed)
+        self.name, self.arguments = build.model_arguments(config, self.num_classes)
+        self.metadata = build.build_metadata(config, self.name, self.arguments, self.names)
+        self.model = build.build_model(self.name, self.arguments, seed=config.seed)
         self.checkpoints = Path(config.output) / "checkpoints"
         self.init_report = None
         if config.init.weights and newest(self.checkpoints) is None:
@@ -54,7 +65,9 @@ class TrainStage:
         build.choose_execution(config, self.model)
         self.task = build.build_task(config, self.model, self.num_classes)
         try:
-            self.optimizer = make_optimizer(self.model, config.optim)
+            make_optimizer(
+                self.model, config.optim
+            )  # run() makes the one that is used, when the parameters are in place
         except ValueError as e:
             raise UserError(str(e)) from e
         self.ema: Ema | None = None
@@ -69,10 +82,13 @@ class TrainStage:
         if first_step >= plan.steps:
             log.say(f"train: done already, {plan.steps} steps")
             return
-        task = self.task.to(world.device)
+        if checkpoint is not None:
+            build.load_for_use(self.model, checkpoint, key="cannot resume")
+        wrapped = world.wrap(self.task.to(world.device), config.train.parallel, build.sharded_units(self.model))
+        self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.train.ema) if config.train.ema else None
         if checkpoint is not None:
-            first_step = resume(checkpoint, model=self.model, optimizer=self.optimizer, ema=self.ema)
+            restore(checkpoint, model=self.model, optimizer=self.optimizer, ema=self.ema)
             log.say(f"continuing after step {first_step} of {plan.steps}, from {checkpoint}")
         log.cut_metrics(first_step)
         self.best = log.best_validation()
@@ -91,7 +107,8 @@ class TrainStage:
         log.say(self.describe_learning_rate())
         with StopSignals() as signals:
             train(
-                task,
+                self.task,
+                wrapped,
                 batches,
                 self.optimizer,
                 plan=plan,
@@ -118,11 +135,19 @@ class TrainStage:
             f"{optim.lr:.3g} x {self.plan.lr_scale:.4g} = {optim.lr * self.plan.lr_scale:.3g}"
         )
 
+    def _snapshot(self, step: int) -> Snapshot:
+        state = dict(model=self.model, optimizer=self.optimizer, ema=self.ema)
+        return Snapshot.take(step, **state, metadata=self.metadata, world=self.world)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What would be kept now, put together, on all ranks."""
+        return {name: whole(t.detach()) for name, t in weights_to_keep(self.model, self.ema).items()}
+
     def _save(self, step: int) -> None:
+        snapshot = self._snapshot(step)
+
         def write() -> None:
-            state = dict(model=self.model, optimizer=self.optimizer, metadata=self.metadata, ema=self.ema)
-            keep = dict(keep=self.config.train.keep, keep_steps=self.plan.keep_steps)
-            save_checkpoint(self.checkpoints, step=step, **state, **keep)
+            save_checkpoint(self.checkpoints, snapshot, keep=self.config.train.keep, keep_steps=self.plan.keep_steps)
             if self.best_step == step:
                 point(self.checkpoints, "best", f"step_{step:09d}")
 
@@ -132,11 +157,11 @@ class TrainStage:
         """Keeps the state of a run that cannot go on, apart from the checkpoints, and what its last batches held."""
         folder = Path(self.config.output) / "stopped" / f"step_{step:09d}"
         names = [self.videos.written(row) for part in self.world.gather_all(rows) for row in part]
+        snapshot = self._snapshot(step)
 
         def write() -> None:
             folder.mkdir(parents=True, exist_ok=True)
-            state = dict(model=self.model, optimizer=self.optimizer, metadata=self.metadata, ema=self.ema)
-            write_state(folder, step=step, **state)
+            write_state(folder, snapshot)
             (folder / "videos.txt").write_text("".join(f"{n}\n" for n in names), errors="surrogateescape")
 
         self.world.on_main(write)
@@ -146,10 +171,12 @@ class TrainStage:
     def _validate(self, log: RunLog, step: int) -> None:
         if self.val_videos is None:
             return
-        with self.ema.in_place_of_weights(self.model) if self.ema else nullcontext():
-            scores = score_videos(
-                self.config, self.model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
-            )
+        model = build.build_model(self.name, self.arguments, seed=self.config.seed)
+        load_weights(model, self._weights(), strict=True)
+        model = model.to(self.world.device)
+        scores = score_videos(
+            self.config, model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
+        )
         accuracy = scores.accuracy(self.val_videos)
         if (accuracy["top1"] or 0.0) > self.best:
             self.best, self.best_step = accuracy["top1"] or 0.0, step
@@ -160,10 +187,9 @@ class TrainStage:
     def _probe(self, log: RunLog, step: int) -> None:
         """Pretraining: nearest neighbours among the encoder's features, and pictures of what it predicts."""
         config, world = self.config, self.world
-        with self.ema.in_place_of_weights(self.model) if self.ema else nullcontext():
-            state = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-            if world.is_main:
-                self._draw_reconstructions(log, step)
+        state = self._weights()
+        if world.is_main:
+            self._draw_reconstructions(log, step, state)
         encoder = build.build_encoder(config)
         load_weights(encoder, state, strict=False)
         encoder = encoder.to(world.device).eval()
@@ -171,8 +197,8 @@ class TrainStage:
         for videos in (self.videos, self.val_videos):
             part, bank = videos.subset(spread_rows(videos, config.mae.probe_videos)), FeatureBank()
             evaluate(
-                partial(build.predict_features, encoder, ()),
-                build.test_loader(config, part, clips=1, crops=1, world=world),
+                partial(build.predict_features, encoder, (), False),
+                build.test_loader(config, part, list(range(len(part))), clips=1, crops=1, world=world),
                 bank,
                 world=world,
                 mean=config.data.mean,
@@ -193,18 +219,20 @@ class TrainStage:
                 f"probe at step {step}: nearest neighbours {top1:.2f} top-1, {len(truth)} videos among {len(labels)}"
             )
 
-    def _draw_reconstructions(self, log: RunLog, step: int) -> None:
+    def _draw_reconstructions(self, log: RunLog, step: int, weights: dict[str, Tensor]) -> None:
         """The first videos of data.val, one picture each, in reconstructions/."""
         config = self.config
         folder = Path(config.output) / "reconstructions"
         folder.mkdir(exist_ok=True)
         first = self.val_videos.subset(list(range(min(DRAWN, len(self.val_videos)))))
         alone = World(0, 1, self.world.device)
-        self.model.eval()
-        for batch in build.test_loader(config, first, clips=1, crops=1, world=alone):
+        model = build.build_model(self.name, self.arguments, seed=config.seed)
+        load_weights(model, weights, strict=True)
+        model = model.to(self.world.device).eval()
+        for batch in build.test_loader(config, first, list(range(len(first))), clips=1, crops=1, world=alone):
             for row, clip in zip(batch["index"].tolist(), batch["clip"] if batch["clip"] is not None else []):
                 mean, std = config.data.mean, config.data.std
                 clip = normalise(clip.to(self.world.device), mean, std)
-                result = reconstruct(self.model, clip, mask_ratio=config.mae.mask_ratio, seed=row, mean=mean, std=std)
+                result = reconstruct(model, clip, mask_ratio=config.mae.mask_ratio, seed=row, mean=mean, std=std)
                 sheet(result).save(folder / f"step_{step:09d}_{row}.png")
         log.say(f"reconstructions of {len(first)} videos: {folder}")

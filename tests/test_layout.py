@@ -8,9 +8,9 @@ PACKAGE = ROOT / "hiera_video"
 
 FLOORS = (
     ("errors", "files", "signals"),
-    ("lock",),
-    ("distributed", "data", "models", "log", "optim"),
-    ("tasks", "checkpoint", "reconstruct"),
+    ("lock", "distributed"),
+    ("data", "models", "log", "optim"),
+    ("tasks", "checkpoint", "reconstruct", "scores", "features"),
     ("train", "evaluate", "probe"),
     ("config",),
     ("build",),

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from hiera_video.checkpoint import newest_whole
 from hiera_video.errors import RunStopped, UserError
-from hiera_video.optim import Ema
 
 
 def state(folder):
@@ -66,17 +65,6 @@ def test_average_of_the_weights(tmp_path, finetune):
     start(*finetune("half", *more, "train.ema=0.7", "train.val_every=2"))
     assert state(half) == state(tmp_path / "ema")
     assert (half / "test/predictions.csv").read_bytes() == (tmp_path / "ema/test/predictions.csv").read_bytes()
-
-
-def test_average_stands_in_and_steps_back():
-    model = torch.nn.Linear(2, 2)
-    ema, before = Ema(model, 0.5), model.weight.detach().clone()
-    with torch.no_grad():
-        model.weight += 1
-    ema.update(model)
-    with ema.in_place_of_weights(model):
-        torch.testing.assert_close(model.weight.detach(), before + 0.5)
-    torch.testing.assert_close(model.weight.detach(), before + 1)
 
 
 def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes):

@@ -3,6 +3,7 @@
     python tools/benchmark.py model                                  # forward, B 16x224
     python tools/benchmark.py pretrain --size large --batch 2        # masked-autoencoder step: forward and backward
     python tools/benchmark.py loader --help                          # reading clips; see benchmark_data.py
+    python tools/benchmark.py loop --help                            # what the loops cost beside the model
 
 Contenders take turns, A B C A B C ..., so that a machine whose speed drifts treats them alike; ratios are of minimum and of
 median times. GFLOP/s count two operations a multiply-accumulate; the share is of the matrix-product rate measured in the same
@@ -311,5 +312,9 @@ if __name__ == "__main__":
         import benchmark_data
 
         run_command(benchmark_data.main)
+    elif sys.argv[1:2] == ["loop"]:
+        import benchmark_loops
+
+        run_command(benchmark_loops.main)
     else:
         run_command(main)

@@ -5,6 +5,7 @@ may hold spaces (the format of PyTorchVideo's LabeledVideoPaths). Rows are kept 
 data-loader workers then share the memory instead of copying it row by row.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -39,6 +40,13 @@ class VideoList:
     def subset(self, rows: list[int]) -> "VideoList":
         paths, labels = [self.written(i) for i in rows], [self.label(i) for i in rows]
         return VideoList(paths, labels, root=self.root, source=self.source, classes=self.classes)
+
+    def sha256(self) -> str:
+        """Of the paths as written and the labels, in order."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            digest.update(f"{self.written(i)} {self.label(i)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def line(self, i: int) -> str:
         """The row as a list has it: `path label`, or `path` alone."""

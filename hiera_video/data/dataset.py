@@ -10,17 +10,17 @@ A batch is a dict:
     bad    [(row, reason), ...]           rows that could not be read; clip is None if that was all of them
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from hiera_video.data.annotations import VideoList
-from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.decode_process import BoundedReader, DecodeFailure, DecodeProcess
 from hiera_video.data.packets import VideoError
 from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
@@ -35,6 +35,7 @@ OTHER_BACKEND = {
     "torchcodec": "pyav",
 }  # after one hung or crashed
 MAX_SUBSTITUTES = 100  # rows tried in the place of one bad row, before the list itself must be at fault
+CHUNK_BYTES, MOST_CLIPS = 256 << 20, 16  # of one chunk: decoded frames, clips
 Batch = dict[str, Any]
 
 
@@ -88,14 +89,7 @@ class ClipDataset(Dataset):
         return {"index": key.index, "bad": bad}
 
     def _views(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
-        path, state = self.videos.path(row), rng.bit_generator.state
-        reason = self.quarantine.reason(path)
-        if reason is not None:
-            raise VideoError(f"in quarantine: {reason}")
-        try:
-            path = local(path)
-        except OSError as e:
-            raise VideoError(str(e)) from e
+        path, state = self._file(row), rng.bit_generator.state
         try:
             return self._decoded_views(path, self.decoder, rng)
         except DecodeFailure as first:
@@ -106,20 +100,85 @@ class ClipDataset(Dataset):
                 self.quarantine.add(self.videos.path(row), str(first))
                 raise first from None
 
+    def _file(self, row: int) -> str:
+        """Where it lies on this machine. Raises VideoError."""
+        path = self.videos.path(row)
+        reason = self.quarantine.reason(path)
+        if reason is not None:
+            raise VideoError(f"in quarantine: {reason}")
+        try:
+            return local(path)
+        except OSError as e:
+            raise VideoError(str(e)) from e
+
     def _decoded_views(self, path: str, decoder: str, rng: np.random.Generator) -> dict[str, Any]:
         with self.decoding.open(path, decoder) as video:
             info = video.info
             grid = info.grid()
             # All draws of frames come first, then one decode of their sorted union, then one draw a view.
             clips = grid[np.concatenate([self.sample(len(grid), info.fps, rng) for _ in range(self.repeats)])]
-            needed, back = np.unique(clips, return_inverse=True)
-            frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
-        frame_s = 1 / info.fps  # a clip ends when its last frame does
-        times = np.stack([info.times[clips[:, 0]], info.times[clips[:, -1]] + frame_s], axis=1)
+            return self._cut(video, clips, rng)
+
+    def _cut(self, video: BoundedReader, clips: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """Views of the frames `clips` [clips, T], from one decode."""
+        needed, back = np.unique(clips, return_inverse=True)
+        frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
+        times, frame_s = video.info.times, 1 / video.info.fps  # a clip ends when its last frame does
         views = [self.transform(_pick(frames, rows), rng) for rows in back.reshape(clips.shape)]
         clip = torch.cat([v.clips for v in views])
-        seeds = torch.from_numpy(rng.integers(2**62, size=len(clip)))
-        return {"clip": clip, "erase": torch.cat([v.erase for v in views]), "seed": seeds, "times": times}
+        return {
+            "clip": clip,
+            "erase": torch.cat([v.erase for v in views]),
+            "seed": torch.from_numpy(rng.integers(2**62, size=len(clip))),
+            "times": np.stack([times[clips[:, 0]], times[clips[:, -1]] + frame_s], axis=1),
+        }
+
+    def chunks(self, row: int, first: int) -> Iterator[Batch]:
+        """A video's clips from number `first` on, as batches of one video that take a bounded amount of memory.
+
+        Where a chunk begins and ends depends on the video alone. Batches also hold `first` and `total`, in clips.
+        """
+        decoder, failure = self.decoder, None
+        while True:
+            try:
+                for batch in self._chunks_with(decoder, row, first):
+                    first = batch["first"] + batch["clip"].shape[1]
+                    yield batch
+                return
+            except VideoError as e:
+                if isinstance(e, DecodeFailure) and failure is None:
+                    decoder, failure = OTHER_BACKEND[decoder], e
+                    continue
+                if failure is not None:
+                    self.quarantine.add(self.videos.path(row), str(failure))
+                yield collate([{"index": row, "bad": [(row, str(failure or e))]}])
+                return
+
+    def _chunks_with(self, decoder: str, row: int, first: int) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.seed, 0, row])
+        with self.decoding.open(self._file(row), decoder) as video:
+            grid = video.info.grid()
+            clips = grid[self.sample(len(grid), video.info.fps, rng)]
+            frame_bytes = video.get([clips[0, 0]]).nbytes
+            size = max(1, min(MOST_CLIPS, CHUNK_BYTES // (frame_bytes * clips.shape[1])))
+            for start in range(first, len(clips), size):
+                sample = self._cut(video, clips[start : start + size], rng)
+                sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
+                last = start + size >= len(clips)
+                yield collate([sample]) | {"first": start, "total": len(clips), "requested": int(last)}
+
+
+class ChunkStream(IterableDataset):
+    """All clips of whole videos, `first(row)` of them left out: each worker takes its own videos, one after the other."""
+
+    def __init__(self, dataset: ClipDataset, rows: list[int], first: Callable[[int], int]):
+        self.dataset, self.rows, self.first = dataset, rows, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for row in self.rows[worker::workers]:
+            yield from self.dataset.chunks(row, self.first(row))
 
 
 def _pick(frames: Tensor, rows: np.ndarray) -> Tensor:
@@ -195,7 +254,23 @@ def make_loader(
     )
 
 
-def test_batches(num_videos: int, *, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
-    """Every row once over all ranks, in list order: rank r takes rows r, r + world, ... No padding."""
-    rows = list(range(rank, num_videos, world))
+def make_chunk_loader(stream: ChunkStream, *, num_workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_stop_signals,
+        prefetch_factor=2 if num_workers else None,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def test_batches(rows: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    """Every row once over all ranks, in order: rank r takes the r-th, the (r + world)-th, ... No padding."""
+    rows = rows[rank::world]
     return [[Key(0, i) for i in rows[k : k + batch_size]] for k in range(0, len(rows), batch_size)]

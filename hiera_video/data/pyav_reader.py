@@ -40,6 +40,8 @@ class PyAVReader:
 
     def __init__(self, path: str, packets: Packets | None = None):
         self._path = path
+        self._sequence: Iterator[av.VideoFrame | None] | None = None  # frames by their position, and the next one's
+        self._position = 0
         self._open()
         try:
             self.packets = errors_named(self._scan) if packets is None else packets
@@ -189,10 +191,13 @@ class PyAVReader:
 
     def _by_count(self, wanted: list[int]) -> dict[int, np.ndarray]:
         images, rest = {}, set(wanted)
-        for position, frame in enumerate(self._frames_from_start()):
-            if position in rest and frame is not None:
-                images[position] = _image(frame)
-            if position >= wanted[-1]:
+        if self._sequence is None or self._position > wanted[0]:
+            self._sequence, self._position = self._frames_from_start(), 0
+        for frame in self._sequence:
+            if self._position in rest and frame is not None:
+                images[self._position] = _image(frame)
+            self._position += 1
+            if self._position > wanted[-1]:
                 break
         return images
 

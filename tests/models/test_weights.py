@@ -47,12 +47,16 @@ def test_published_files_load_as_they_are(model, other, tmp_path, wrap):
 
 
 def test_own_files_say_what_they_are(model, other, tmp_path):
-    save_weights(tmp_path / "model.safetensors", other, {"model": {"name": "hiera_tiny_16x224"}, "classes": ["a"]})
+    save_weights(
+        tmp_path / "model.safetensors", other.state_dict(), {"model": {"name": "hiera_tiny_16x224"}, "classes": ["a"]}
+    )
     assert read_weights(tmp_path)[1]["classes"] == ["a"]
     load_weights(model, tmp_path)  # a step folder
     assert same(model, other)
     first = (tmp_path / "model.safetensors").read_bytes()
-    save_weights(tmp_path / "model.safetensors", other, {"classes": ["a"], "model": {"name": "hiera_tiny_16x224"}})
+    save_weights(
+        tmp_path / "model.safetensors", other.state_dict(), {"classes": ["a"], "model": {"name": "hiera_tiny_16x224"}}
+    )
     assert (tmp_path / "model.safetensors").read_bytes() == first, "equal weights are equal bytes"
 
 
@@ -160,7 +164,9 @@ def test_a_non_square_source_needs_its_size(tmp_path):
     square = create_hiera("hiera_tiny_16x224", **SMALL, num_classes=5)
     with pytest.raises(ValueError, match="384 positions"):
         load_weights(square, wide.state_dict())
-    save_weights(tmp_path / "wide.safetensors", wide, {"model": {"arguments": {"input_size": (8, 64, 96)}}})
+    save_weights(
+        tmp_path / "wide.safetensors", wide.state_dict(), {"model": {"arguments": {"input_size": (8, 64, 96)}}}
+    )
     assert load_weights(square, tmp_path / "wide.safetensors").names("interpolated") == ["pos_embed_spatial"]
 
 
@@ -252,7 +258,7 @@ def test_no_damage_goes_unseen(model):
 
 def test_damaged_files_are_refused(model, other, tmp_path):
     """Cut short anywhere."""
-    save_weights(tmp_path / "w.safetensors", other, {})
+    save_weights(tmp_path / "w.safetensors", other.state_dict(), {})
     torch.save(other.state_dict(), tmp_path / "w.pth")
     for file in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
         whole = file.read_bytes()
@@ -305,7 +311,7 @@ def test_conversion_there_and_back(tmp_path, tool):
 def test_the_official_code_loads_what_we_write(tmp_path, tool):
     hiera = pytest.importorskip("hiera")
     ours = create_hiera("hiera_base_224", num_classes=1000)
-    save_weights(tmp_path / "model.safetensors", ours, {})
+    save_weights(tmp_path / "model.safetensors", ours.state_dict(), {})
     tool("tools/convert_checkpoint.py", tmp_path, tmp_path / "o.pth", "--to", "official")
     state = torch.load(tmp_path / "o.pth", weights_only=True)["model_state"]
     hiera.hiera_base_224(pretrained=False).load_state_dict(state, strict=True)
