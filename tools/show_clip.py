@@ -80,7 +80,8 @@ def show(config: Config, args: argparse.Namespace) -> None:
                 config, videos, steps=args.step + 1, first_step=args.step, world=world, num_classes=None
             )
         else:
-            batches = build.test_loader(config, videos, clips=config.test.clips, crops=config.test.crops, world=world)
+            rows, views = list(range(len(videos))), dict(clips=config.test.clips, crops=config.test.crops)
+            batches = build.test_loader(config, videos, rows, **views, world=world)
         batch = next(iter(batches))
     for row, reason in batch["bad"]:
         print(f"bad video: {videos.written(row)}: {reason}")
