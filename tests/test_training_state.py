@@ -143,9 +143,10 @@ def test_one_run_a_folder(tmp_path, finetune):
     third.wait()
 
 
-@pytest.mark.parametrize("name, workers", [("SIGTERM", 0), ("SIGUSR2", 2)])
-def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers):
-    """Sent to every process of the run, as schedulers do. What follows ends as if nothing had happened."""
+@pytest.mark.parametrize("name, workers, to_all", [("SIGTERM", 0, True), ("SIGUSR2", 2, True), ("SIGTERM", 1, False)])
+def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all):
+    """Sent to every process of the run, as schedulers do, or to the first alone. It ends soon, and goes on as if nothing had
+    happened."""
     more = [
         "train.epochs=8",
         "train.save_every=100",
@@ -157,7 +158,7 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers):
     command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_step(tmp_path / "run", 3, process)
-    os.killpg(process.pid, getattr(signal, name))
+    (os.killpg if to_all else os.kill)(process.pid, getattr(signal, name))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
     saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])

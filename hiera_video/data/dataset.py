@@ -10,7 +10,10 @@ A batch is a dict:
     bad    [(row, reason), ...]           rows that could not be read; clip is None if that was all of them
 """
 
+import atexit
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,9 +243,17 @@ class TrainingOrder:
         return Key(epoch, int(self._shuffled[epoch][offset]))
 
 
+@cache
+def kill_workers_at_exit() -> None:
+    """Before multiprocessing's own end, which asks them to stop by SIGTERM and waits: they ignore it."""
+    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children()])
+
+
 def make_loader(
     dataset: ClipDataset, batches: Sequence[list[Key]] | TrainingOrder, *, num_workers: int, pin_memory: bool
 ) -> DataLoader:
+    if num_workers:
+        kill_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -255,6 +266,8 @@ def make_loader(
 
 
 def make_chunk_loader(stream: ChunkStream, *, num_workers: int, pin_memory: bool) -> DataLoader:
+    if num_workers:
+        kill_workers_at_exit()
     return DataLoader(
         stream,
         batch_size=None,
