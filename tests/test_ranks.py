@@ -88,6 +88,7 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
     assert {f.name: f.read_bytes() for f in last.iterdir()} == before
 
 
+@pytest.mark.trial
 def test_sharded_pretraining(shapes, tmp_path):
     small = [f"data.root={shapes}", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
     small += ["train.epochs=4", "train.batch_size=8", "train.log_every=1", "train.val_every=4"]

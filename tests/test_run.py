@@ -115,6 +115,7 @@ def test_same_config_and_seed_same_weights(tmp_path, finetune):
     assert results(tmp_path / "a") != results(tmp_path / "d")
 
 
+@pytest.mark.trial
 def test_compiled_and_recomputed_runs_are_the_same_training(tmp_path, finetune):
     losses, accuracies = [], []
     for name, *more in (
