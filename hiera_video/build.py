@@ -234,6 +234,8 @@ def test_loader(
     config: Config, videos: VideoList, rows: list[int], *, clips: int, crops: int, world: World
 ) -> Iterable[Batch]:
     """The views of those rows of the list that are this rank's."""
+    if config.test.clip_sampler and config.test.batch_size > 1:
+        raise UserError("test.batch_size must be 1 with a test.clip_sampler: its videos may differ in their clips")
     dataset = _eval_set(config, videos, test_sampler(config, clips), crops=crops)
     batches = test_batches(rows, batch_size=config.test.batch_size, rank=world.rank, world=world.size)
     return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")

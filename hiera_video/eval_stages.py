@@ -47,11 +47,10 @@ class TestStage:
         log.say(str(build.load_for_use(model, weights, key="test")))
         for line in card_lines(card):
             log.say(line)
-        views = (config.test.clips, config.test.crops)
         scores = score_videos(
             *(config, model.to(world.device), self.videos),
-            clips=views[0],
-            crops=views[1],
+            clips=config.test.clips,
+            crops=config.test.crops,
             world=world,
             log=log,
             what="test",
@@ -74,19 +73,16 @@ class TestStage:
 
     def _write(self, scores: ViewScores, card: dict, log: RunLog) -> float:
         """Returns the share of the videos that were scored."""
-        views = (self.config.test.clips, self.config.test.crops)
         counts = {"listed": len(self.videos), "scored": len(scores.rows), "missing": len(scores.bad)}
-        metrics = scores.write(
-            self.folder, self.videos, views=views, names=self.names, protocol={**card, "videos": counts}
-        )
+        metrics = scores.write(self.folder, self.videos, names=self.names, protocol={**card, "videos": counts})
         shutil.rmtree(self.folder / "parts", ignore_errors=True)
         for path, reason in zip(metrics["missing"], metrics["missing_reasons"]):
             log.say(f"not scored: {path}: {reason}")
         log.say(
             f"test: {accuracy_text(metrics)}, {metrics['videos']} of {metrics['videos_expected']} videos "
-            f"x {views[0]} clips x {views[1]} crops; {self.folder}"
+            f"x {metrics['views'][0] or 'all'} clips x {metrics['views'][1]} crops; {self.folder}"
         )
-        if metrics["top1"] is not None:
+        if "view_top1" in metrics:
             log.say(
                 f"mean over classes {metrics['mean_class']:.2f}; single views: top-1 {metrics['view_top1']:.2f}, "
                 f"top-5 {metrics['view_top5']:.2f}; by class in classes.csv, by number of views in metrics.json"
@@ -201,7 +197,8 @@ def score_videos(
     done = world.share(set(before))
     if done:
         log.say(f"{what}: {len(done)} of {len(videos)} videos are scored already")
-    scores = ViewScores(clips, crops, parts=parts, part_every_s=config.test.save_every_s)
+    known = None if config.test.clip_sampler else clips  # the named samplers of pytorchvideo choose it
+    scores = ViewScores(known, crops, parts=parts, part_every_s=config.test.save_every_s)
     rows = [row for row in range(len(videos)) if row not in done]
     evaluate(
         partial(build.predict_logits, model.eval()),
@@ -228,7 +225,7 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> dict:
     frames = f"{data.num_frames} frames, one every {data.sampling_rate} at {data.target_fps:g} frames/s"
     return {
         "list": {"file": Path(videos.source).name, "sha256": videos.sha256(), "videos": len(videos)},
-        "views": {"clips": test.clips, "crops": test.crops, "average": "softmax"},
+        "views": {"clips": "the sampler's" if test.clip_sampler else test.clips, "crops": test.crops, "average": "softmax"},
         "clip": frames
         if sampler == "random"
         else f"{data.num_frames} frames, {sampler} {list(test.clip_sampler_args)}",

@@ -22,7 +22,7 @@ from hiera_video.data.dataset import Batch
 from hiera_video.distributed import World
 
 TOP = 5
-VideoScore = dict[str, Tensor]  # scores [classes], view_top [V, 5], subset_top [S, 5]
+VideoScore = dict[str, Tensor]  # scores [classes], views [], view_top [V, 5], subset_top [S, 5]
 
 
 def ranked(scores: Tensor) -> Tensor:
@@ -44,12 +44,13 @@ def subsets(clips: int, crops: int) -> list[tuple[int, int, list[int]]]:
 class ViewScores:
     """A consumer of evaluate(): the rows that were scored, by row of the list.
 
-    parts: a folder that keeps what is done, every `part_every_s` seconds; None keeps nothing. Rows that cannot be read are not
-    kept: a test that goes on tries them again.
+    clips: None where videos differ in it; then nothing is kept of single views. parts: a folder that keeps what is done, every
+    `part_every_s` seconds; None keeps nothing. Rows that cannot be read are not kept: a test that goes on tries them again.
     """
 
-    def __init__(self, clips: int, crops: int, *, parts: Path | None = None, part_every_s: float = 30.0):
-        self.subsets, self.parts, self.part_every_s = subsets(clips, crops), parts, part_every_s
+    def __init__(self, clips: int | None, crops: int, *, parts: Path | None = None, part_every_s: float = 30.0):
+        self.clips, self.crops, self.subsets = clips, crops, subsets(clips, crops) if clips else []
+        self.parts, self.part_every_s = parts, part_every_s
         self.rows: dict[int, VideoScore] = {}
         self.bad: dict[int, str] = {}
         self._unwritten: list[int] = []
@@ -58,12 +59,10 @@ class ViewScores:
     def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
         for row, logits in zip(batch["index"].tolist(), out["logits"]):
             views = logits.softmax(-1)  # [V, classes]
-            fewer = torch.stack([views[chosen].mean(0) for _, _, chosen in self.subsets])
-            self.rows[row] = {
-                "scores": views.mean(0),
-                "view_top": ranked(views).int(),
-                "subset_top": ranked(fewer).int(),
-            }
+            self.rows[row] = {"scores": views.mean(0), "views": torch.tensor(len(views))}
+            if self.subsets:
+                fewer = torch.stack([views[chosen].mean(0) for _, _, chosen in self.subsets])
+                self.rows[row] |= {"view_top": ranked(views).int(), "subset_top": ranked(fewer).int()}
             self._unwritten.append(row)
         if self.parts is not None and time.monotonic() - self._written_at > self.part_every_s:
             self.flush()
@@ -79,8 +78,7 @@ class ViewScores:
 
     def merged(self, world: World, before: dict[int, VideoScore]) -> "ViewScores":
         """All ranks' rows and those of `before`, on rank 0, in list order."""
-        whole = ViewScores(1, 1)
-        whole.subsets = self.subsets
+        whole = ViewScores(self.clips, self.crops)
         parts = world.gather((self.rows, self.bad))
         rows = before | {row: s for rows, _ in parts for row, s in rows.items()}
         whole.rows = dict(sorted(rows.items())) if parts else {}
@@ -103,11 +101,13 @@ class ViewScores:
             return {}
         best = ranked(torch.stack([self.rows[row]["scores"] for row in rows]))[:, 0]
         of_class = [(best[labels == c] == c).double().mean() for c in labels.unique()]
+        mean_class = {"mean_class": 100 * torch.stack(of_class).mean().item()}
+        if not self.subsets:
+            return mean_class
         view_top = torch.stack([self.rows[row]["view_top"] for row in rows])  # [N, V, 5]
         subset_top = torch.stack([self.rows[row]["subset_top"] for row in rows])  # [N, S, 5]
         single = hits(view_top.flatten(0, 1), labels.repeat_interleave(view_top.shape[1]))
-        return {
-            "mean_class": 100 * torch.stack(of_class).mean().item(),
+        return mean_class | {
             "view_top1": single["top1"],
             "view_top5": single["top5"],
             "by_views": [
@@ -115,15 +115,18 @@ class ViewScores:
             ],
         }
 
+    def _clips(self) -> int | None:
+        """Of every video; None where they differ."""
+        found = {int(s["views"]) // self.crops for s in self.rows.values()}
+        return self.clips or (found.pop() if len(found) == 1 else None)
+
     def _labelled(self, videos: VideoList) -> tuple[list[int], Tensor]:
         rows = [row for row in self.rows if videos.label(row) >= 0]
         return rows, torch.tensor([videos.label(row) for row in rows], dtype=torch.long)
 
     # -- files
 
-    def write(
-        self, folder: Path, videos: VideoList, *, views: tuple[int, int], names: list[str], protocol: dict
-    ) -> dict:
+    def write(self, folder: Path, videos: VideoList, *, names: list[str], protocol: dict) -> dict:
         """All files of the test; metrics.json comes last. Returns the metrics."""
         folder.mkdir(parents=True, exist_ok=True)
         scores = torch.stack([s["scores"] for s in self.rows.values()]) if self.rows else torch.zeros(0, 0)
@@ -140,7 +143,7 @@ class ViewScores:
             "videos_expected": len(videos),
             "missing": [videos.written(row) for row in self.bad],
             "missing_reasons": list(self.bad.values()),
-            "views": list(views),
+            "views": [self._clips(), self.crops],
             **self.details(videos),
         }
         write_json(folder / "protocol.json", protocol)

@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import random
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,33 +53,67 @@ def outcome(folder):
     return {name: (folder / "test" / name).read_bytes() for name in FILES}
 
 
-def test_a_killed_test_goes_on(shapes, tmp_path, finetune, weights):
-    """A prime number of videos; killed at several moments on one rank, ended on three: the same bytes.
+@pytest.fixture(scope="module")
+def prime(shapes, weights, tmp_path_factory):
+    """Overrides for the test of 31 videos, every one flushed at once, and what one rank makes of it.
 
     One thread everywhere: how many there are decides how a sum is rounded.
     """
-    (tmp_path / "seven.csv").write_text(
-        "".join(f"{line}\n" for line in (shapes / "val.csv").read_text().splitlines()[:7])
-    )
-    more = [f"data.test={tmp_path / 'seven.csv'}", f"test.weights={weights}", "stages=[test]", "test.save_every_s=0"]
-    ranks(1, *finetune("whole", *more))
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert not (whole / "test/parts").exists()
-    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
+    folder = tmp_path_factory.mktemp("prime")
+    (folder / "prime.csv").write_text("".join((shapes / "train.csv").read_text().splitlines(keepends=True)[:31]))
+    overrides = [f"data.root={shapes}", f"data.test={folder / 'prime.csv'}", f"test.weights={weights}", "stages=[test]"]
+    overrides += ["init.weights=null", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+    overrides += ["test.save_every_s=0"]
+    ranks(1, *overrides, f"output={folder / 'whole'}")
+    assert not (folder / "whole/test/parts").exists()
+    return overrides, outcome(folder / "whole")
+
+
+def parts_of(run):
+    return sorted((run / "test/parts").glob("[0-9]*"))
+
+
+def kill_test(world, overrides, run, count):
+    """Starts the test on `world` ranks and kills them all when `count` more videos are scored."""
+    before = len(parts_of(run))
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(s.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    command = shlex.join([sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *overrides, f"output={run}"])
+    if world > 1:
+        place["WORLD_SIZE"] = str(world)
+        command = f"for r in $(seq 0 {world - 1}); do RANK=$r LOCAL_RANK=$r {command} & done; wait"
+    killed_when(["bash", "-c", command], lambda: len(parts_of(run)) >= before + count, **place)
+    assert not (run / "test/metrics.json").exists()
+
+
+def test_a_killed_test_goes_on(tmp_path, prime):
+    """A prime number of videos; killed twice on one rank, ended on three: the same bytes."""
+    overrides, whole = prime
+    run = tmp_path / "run"
     for count in (1, 3):
-        killed_when(command, lambda n=count: len(list((run / "test/parts").glob("[0-9]*"))) >= n, OMP_NUM_THREADS="1")
-        assert not (run / "test/metrics.json").exists()
-    part = sorted((run / "test/parts").glob("[0-9]*"))[0]
+        kill_test(1, overrides, run, count)
+    part = parts_of(run)[0]
     part.write_bytes(part.read_bytes()[:-20])  # the machine lost the end of one
-    ranks(3, *finetune("run", *more))
-    assert outcome(run) == outcome(whole)
-    assert "of 7 videos are scored already" in (run / "log.txt").read_text()
+    ranks(3, *overrides, f"output={run}")
+    assert outcome(run) == whole
+    assert "of 31 videos are scored already" in (run / "log.txt").read_text()
     card = json.loads((run / "test/protocol.json").read_text())
-    assert card["videos"] == {"listed": 7, "scored": 7, "missing": 0} and card["views"]["clips"] == 5
+    assert card["videos"] == {"listed": 31, "scored": 31, "missing": 0} and card["views"]["clips"] == 5
     metrics = json.loads((run / "test/metrics.json").read_text())
     by_views = {(row["clips"], row["crops"]): row for row in metrics["by_views"]}
     assert set(by_views) == {(1, 1), (1, 3), (3, 1), (3, 3), (5, 1), (5, 3)}
     assert by_views[5, 3]["top1"] == metrics["top1"] and by_views[5, 3]["top5"] == metrics["top5"]
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(("world", "kills"), [(1, 4), (2, 3), (3, 3)])
+def test_killed_on_any_number_of_ranks(tmp_path, prime, world, kills):
+    overrides, whole = prime
+    for count in random.Random(world).choices(range(1, 7), k=kills):
+        kill_test(world, overrides, tmp_path / "run", count)
+    ranks(world, *overrides, f"output={tmp_path / 'run'}")
+    assert outcome(tmp_path / "run") == whole
 
 
 def test_other_weights_are_tested_again(tmp_path, finetune, weights):
@@ -103,7 +140,7 @@ def test_scores_by_hand(tmp_path):
     videos = VideoList(["b.mp4", "a.mp4"], [1, 0])
     merged = scores.merged(World(0, 1, torch.device("cpu")), {})
     torch.testing.assert_close(merged.rows[1]["scores"], logits[0].softmax(-1).mean(0))
-    metrics = merged.write(tmp_path, videos, views=(3, 1), names=["x", "y", "z"], protocol={})
+    metrics = merged.write(tmp_path, videos, names=["x", "y", "z"], protocol={})
     assert metrics["top1"] == 50.0 and metrics["top5"] == 100.0 and metrics["mean_class"] == 50.0
     assert metrics["view_top1"] == pytest.approx(100 * 3 / 6)
     assert metrics["by_views"][0] == {

@@ -194,8 +194,9 @@ def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name)
 def test_pytorchvideo_samplers_by_name(tmp_path, finetune):
     pytest.importorskip("pytorchvideo")
     sampler = ["data.clip_sampler=pytorchvideo.random", "test.clip_sampler=pytorchvideo.constant_clips_per_video"]
-    start(*finetune(), *sampler, "test.clip_sampler_args=[2]")
-    assert json.loads((tmp_path / "run/test/metrics.json").read_text())["videos"] == 9
+    start(*finetune(), *sampler, "test.clip_sampler_args=[2]", "train.val_every=1")
+    metrics = json.loads((tmp_path / "run/test/metrics.json").read_text())
+    assert metrics["videos"] == 9 and metrics["views"] == [2, 3]
 
 
 def test_own_videos_from_class_folders(shapes, tmp_path, tool):
