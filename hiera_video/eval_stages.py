@@ -225,12 +225,16 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> dict:
     frames = f"{data.num_frames} frames, one every {data.sampling_rate} at {data.target_fps:g} frames/s"
     return {
         "list": {"file": Path(videos.source).name, "sha256": videos.sha256(), "videos": len(videos)},
-        "views": {"clips": "the sampler's" if test.clip_sampler else test.clips, "crops": test.crops, "average": "softmax"},
+        "views": {
+            "clips": "the sampler's" if test.clip_sampler else test.clips,
+            "crops": test.crops,
+            "average": "softmax",
+        },
         "clip": frames
         if sampler == "random"
         else f"{data.num_frames} frames, {sampler} {list(test.clip_sampler_args)}",
         "frame_rate": "sampled by time; a variable rate is laid on an even grid",
-        "resize": f"short side {test.short_side or data.crop_size}, bilinear, no antialias, from the full frame",
+        "resize": f"short side {test.short_side or data.crop_size}, bilinear, no antialias, 8 bit, from the full frame",
         "crop": f"{data.crop_size} x {data.crop_size}, {'centre' if test.crops == 1 else 'three along the long side'}",
         "normalisation": {"mean": list(data.mean), "std": list(data.std)},
         "decoder": data.decoder,

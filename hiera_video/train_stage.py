@@ -213,7 +213,7 @@ class TrainStage:
             banks.append(bank.merged(world, part))
         (known, labels), (asked, truth) = banks
         if world.is_main and len(known) and len(asked):
-            top1 = 100 * (nearest_neighbours(known, labels, asked) == truth).double().mean().item()
+            top1 = 100 * (nearest_neighbours(known, labels, asked).argmax(1) == truth).double().mean().item()
             log.metrics({"split": "probe", "step": step, "knn_top1": top1, "videos": len(truth)})
             log.say(
                 f"probe at step {step}: nearest neighbours {top1:.2f} top-1, {len(truth)} videos among {len(labels)}"
