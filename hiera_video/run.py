@@ -1,6 +1,6 @@
 """A run: the stages of a config, in order, in one folder that tells what was done and lets it go on.
 
-output/config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/
+output/config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/ report.html
 """
 
 import subprocess
@@ -18,6 +18,7 @@ from hiera_video.errors import RunStopped, UserError
 from hiera_video.eval_stages import FeaturesStage, TestStage, shard_folder
 from hiera_video.lock import FolderLock
 from hiera_video.log import RunLog
+from hiera_video.report import write_report
 from hiera_video.scores import write_json
 from hiera_video.train_stage import TrainStage
 
@@ -49,6 +50,7 @@ def run(config: Config) -> None:
             for stage in prepared:
                 stage.run(log)
                 world.barrier()
+            world.on_main(lambda: log.say(f"report: {write_report(config, Path(config.output))}"))
         except RunStopped as e:
             log.say(f"stopped: {e}")
             raise

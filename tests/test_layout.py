@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hiera_video"
 
 FLOORS = (
-    ("errors", "files", "signals"),
+    ("errors", "files", "signals", "charts"),
     ("lock", "distributed"),
     ("data", "models", "log", "optim"),
     ("tasks", "checkpoint", "reconstruct", "scores", "features"),
@@ -15,7 +15,7 @@ FLOORS = (
     ("config",),
     ("build",),
     ("eval_stages",),
-    ("train_stage",),
+    ("train_stage", "report"),
     ("run",),
     ("slurm", "dry_run"),
 )

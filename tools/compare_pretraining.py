@@ -1,12 +1,13 @@
-"""What masked-autoencoder pretraining is worth, on a small data set: fine-tuning from it against the same steps from scratch.
+"""What masked-autoencoder pretraining is worth, on a small data set: fine-tuning from it against the same steps from scratch,
+and what its frozen features are worth against those of random weights.
 
     python datasets/moving_shapes.py data/moving_shapes
     python tools/compare_pretraining.py --output runs/comparison
 
 Pretrains on all training videos without their labels, once a seed, then fine-tunes on a few labelled ones, evenly over the
-classes and other ones for every seed, with and without those weights, and tests. All are runs of tools/run_net.py in --output,
-so what is finished is not done again. Writes table.md: top-1, mean and standard deviation over the seeds, and the
-nearest-neighbour probe during pretraining.
+classes and other ones for every seed, with and without those weights, and tests. Frozen features are those of all videos, for
+tools/probe.py. Everything is a run of another tool in --output, so what is finished is not done again. Writes table.md: top-1,
+mean and standard deviation over the seeds, and the nearest-neighbour probe during pretraining.
 """
 
 import argparse
@@ -20,21 +21,46 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
 
 import numpy as np
+from safetensors.torch import save_file
 
+from hiera_video import build
+from hiera_video.config import load_config
 from hiera_video.data.annotations import VideoList, read_videos
 from hiera_video.errors import RunStopped, UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("pretrained", "scratch")
+FROZEN = ("pretrained", "random")
+PROBES = ("nearest neighbours", "linear", "attentive")
 
 
-def run_net(cfg: str, output: Path, *overrides: str) -> None:
-    """A run in a process of its own. Raises RunStopped with its last line if it fails."""
-    command = [sys.executable, str(ROOT / "tools/run_net.py"), "--cfg", cfg, f"output={output}", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_tool(output: Path, tool: str, *arguments: str | Path) -> None:
+    """In a process of its own. Raises RunStopped with its last line if it fails."""
+    command = [sys.executable, ROOT / "tools" / tool, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise RunStopped(f"{output}: exit status {done.returncode}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     print(f"{output}: done", flush=True)
+
+
+def run_net(cfg: str, output: Path, *overrides: str) -> None:
+    run_tool(output, "run_net.py", "--cfg", cfg, f"output={output}", *overrides)
+
+
+def probe_frozen(args: argparse.Namespace, arm: str, seed: int) -> None:
+    """Writes frozen_<arm>_<seed>/probes.json."""
+    output, root = args.output / f"frozen_{arm}_{seed}", f"data.root={args.data.resolve()}"
+    weights = args.output / f"pretrain_{seed}"
+    if arm == "random":
+        weights = args.output / f"random_{seed}.safetensors"
+        config = load_config(args.pretrain, [root, f"seed={seed}"])
+        save_file(build.build_model(*build.model_arguments(config, None), seed=seed).state_dict(), weights)
+    for split in ("train", "val"):
+        common = ["--cfg", args.pretrain, "--weights", weights, "--videos", args.data / f"{split}.csv"]
+        run_tool(output, "extract_features.py", *common, "--output", output / split, root, "features.stages=[4]")
+    lists = ("--lists", args.data / "train.csv", args.data / "val.csv")
+    more = ("--seed", str(seed), "--json", output / "probes.json")
+    run_tool(output, "probe.py", output / "train", output / "val", *lists, *more)
 
 
 def labelled_part(videos: VideoList, count: int, seed: int) -> list[int]:
@@ -68,6 +94,16 @@ def tables(args: argparse.Namespace) -> str:
             for arm in ARMS
         }
         lines.append(f"| {budget} | {' | '.join(spread(top1[arm]) for arm in ARMS)} |")
+    lines += ["", f"| frozen features, top-1 | {' | '.join(FROZEN)} |", "|---|---|---|"]
+    for probe in PROBES:
+        found = {
+            arm: [
+                json.loads((args.output / f"frozen_{arm}_{seed}/probes.json").read_text())[probe]["top1"]
+                for seed in range(args.seeds)
+            ]
+            for arm in FROZEN
+        }
+        lines.append(f"| {probe} | {' | '.join(spread(found[arm]) for arm in FROZEN)} |")
     probes = [rows_of(args.output / f"pretrain_{seed}", "probe") for seed in range(args.seeds)]
     lines += ["", "| pretraining step | nearest neighbours, top-1 | loss |", "|---|---|---|"]
     losses = [
@@ -109,7 +145,7 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-        jobs = []
+        jobs = [pool.submit(probe_frozen, args, arm, seed) for arm in FROZEN for seed in seeds]
         for budget in args.budgets:
             for seed in seeds:
                 part = (args.output / f"train_{budget}_{seed}.csv").resolve()

@@ -30,7 +30,7 @@ from hiera_video.scores import hits, ranked
 
 HELD_OUT = 0.1  # of the training videos
 LINEAR_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-ATTENTIVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+ATTENTIVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Features:
