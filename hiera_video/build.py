@@ -245,8 +245,7 @@ def features_loader(
     config: Config, videos: VideoList, rows: list[int], first: Callable[[int], int], *, world: World
 ) -> Iterable[Batch]:
     """The windows of those rows that are this rank's, in chunks; `first(row)` windows are left out."""
-    windows = partial(sliding_windows, hop_s=config.features.hop_s)
-    dataset = _eval_set(config, videos, _Frames(windows, *_clip_shape(config)), crops=1)
+    dataset = _eval_set(config, videos, window_sampler(config), crops=1)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)
     return make_chunk_loader(stream, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
 
@@ -343,6 +342,11 @@ def test_sampler(config: Config, clips: int) -> ClipSampler:
     if config.data.clip_sampler == "segments":
         return _Segments(config.data.num_frames, clips, training=False)
     return _Frames(partial(uniform_clips, num_clips=clips), *_clip_shape(config))
+
+
+def window_sampler(config: Config) -> ClipSampler:
+    """Windows over the whole video."""
+    return _Frames(partial(sliding_windows, hop_s=config.features.hop_s), *_clip_shape(config))
 
 
 def _pytorchvideo_sampler(config: Config, name: str, arguments: tuple[float, ...]) -> ClipSampler:

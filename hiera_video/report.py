@@ -36,7 +36,9 @@ CURVES = (  # title, split, keys, on a log scale
     ("Clips a second", "train", ("clips_per_s",), False),
     ("Share of the step spent waiting for data", "train", ("data_wait",), False),
 )
-ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser then fetches nothing and runs nothing
+ALONE = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser then fetches nothing and runs nothing
+)
 STYLE = """
 :root{--ink:#111827;--soft:#6b7280;--line:#e5e7eb;--blue:#2563eb;--back:#f9fafb}
 *{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
@@ -86,7 +88,8 @@ def write_report(config: Config, folder: Path) -> Path:
     parts += [_reconstructions(folder), _features(folder), _cards(folder)]
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(folder.name)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{ALONE}"><style>{STYLE}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{ALONE}"><style>{STYLE}</style></head>'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
     file = folder / "report.html"
     temporary = file.with_suffix(".tmp")

@@ -3,11 +3,16 @@
 import csv
 import shutil
 
+import moving_shapes
+import numpy as np
 import pytest
 import torch
 from conftest import FINETUNE, ROOT, SHORT, start
+from PIL import Image
 
-from hiera_video.models import create_hiera
+from hiera_video.data.transforms import EvalCrops, normalise
+from hiera_video.data.video import open_video
+from hiera_video.models import create_hiera, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,34 @@ def test_wrong_input(trained, shapes, tmp_path, tool):
     assert "no weights at" in tool("tools/predict.py", good, "--weights", tmp_path, check=2).stderr
     (tmp_path / "empty").mkdir()
     assert "holds no video" in tool("tools/predict.py", tmp_path / "empty", "--weights", trained, check=2).stderr
+
+
+def test_what_happens_when(trained, tmp_path, tool):
+    """Every window's scores are the model's, on a video that is made of several; the drawn video has all frames."""
+    frames = np.concatenate([moving_shapes.draw_video(k, k) for k in range(8)])[:, :, :95]  # an odd side
+    wide = np.repeat(np.repeat(frames, 2, axis=1), 2, axis=2)
+    moving_shapes.write_video(tmp_path / "long.mp4", wide[:, :, :-2])
+    out = tmp_path / "out"
+    more = ("--clips", "1", "--timeline", out, "--draw", out, "--hop-s", "0.5")
+    said = tool("tools/predict.py", tmp_path / "long.mp4", "--weights", trained, *more).stdout
+    assert all(str(out / f"long.{ending}") in said for ending in ("csv", "png", "mp4"))
+    rows = list(csv.DictReader((out / "long.csv").open()))
+    starts = [float(row["start_s"]) for row in rows]
+    assert starts[:3] == [0.0, 0.5, 1.0] and float(rows[-1]["end_s"]) == pytest.approx(192 / 30, abs=1e-3)
+
+    model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, stages=(1, 1, 1, 1), num_classes=8)
+    load_weights(model, trained)
+    with open_video(tmp_path / "long.mp4", "pyav") as video:
+        for row, first in ((rows[0], 0), (rows[2], 30)):
+            window = torch.from_numpy(video.get(np.linspace(first, first + 15, 8).astype(int))).permute(0, 3, 1, 2)
+            clip = normalise(EvalCrops(64, 64, 1)(window).clips, (0.45,) * 3, (0.225,) * 3)
+            with torch.inference_mode():
+                score = model.eval()(clip).softmax(-1)[0]
+            assert int(row["top1_class"]) == score.argmax()
+            assert float(row["top1_score"]) == pytest.approx(float(score.max()), abs=1e-4)
+        count = video.info.num_frames
+    with open_video(out / "long.mp4", "pyav") as drawn:
+        assert drawn.info.num_frames == count == 192
+        dark = drawn.get([100])[0][-10:].mean(), drawn.get([100])[0][:64].mean()
+    assert dark[0] != pytest.approx(dark[1], abs=2), "something is written at the bottom"
+    assert np.asarray(Image.open(out / "long.png")).std() > 5

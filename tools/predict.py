@@ -6,6 +6,10 @@
 Model, class names and clip format come from what the weight file says of itself; published .pth files say nothing, so name the
 model and a file with one class a line. Softmax scores are averaged over --clips clips x --crops crops (5 x 3 is the published
 protocol). Folders are searched for videos. A video that cannot be read is named on stderr; then the exit status is 2.
+
+What happens when, in videos of any length: --timeline DIR writes the top-5 of every window as <video>.csv and a picture of it,
+<video>.png; --draw DIR writes the video with the classes drawn on it, <video>.mp4. Windows follow each other, or begin every
+--hop-s seconds.
 """
 
 import argparse
@@ -16,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
 
+import numpy as np
+import timeline
 import torch
 from torch import nn
 
@@ -23,6 +29,7 @@ from hiera_video import build
 from hiera_video.config import Config, DataConfig
 from hiera_video.data.annotations import VIDEO_SUFFIXES, VideoList
 from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.packets import VideoError
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.errors import UserError, run_command
 from hiera_video.models.weights import read_weights
@@ -89,12 +96,45 @@ def load_classifier(args: argparse.Namespace) -> tuple[nn.Module, list[str], Con
 
 
 @torch.inference_mode()
-def scores_of(model: nn.Module, sample: dict, config: Config, device: str) -> torch.Tensor:
-    """Softmax, averaged over the views: [classes]"""
+def scores_of(model: nn.Module, clips: torch.Tensor, config: Config, device: str) -> torch.Tensor:
+    """clips uint8 [V, C, T, S, S] -> softmax [V, classes]"""
     parts = []
-    for clip in sample["clip"].split(1):  # one view at a time: memory of one
+    for clip in clips.split(1):  # one view at a time: memory of one
         parts.append(model(normalise(clip.to(device), config.data.mean, config.data.std)).float().softmax(-1).cpu())
-    return torch.cat(parts).mean(0)
+    return torch.cat(parts)
+
+
+def write_timeline(
+    args: argparse.Namespace,
+    model: nn.Module,
+    dataset: ClipDataset,
+    row: int,
+    name: str,
+    names: list[str],
+    config: Config,
+) -> list[Path]:
+    """What --timeline and --draw ask for; returns the files. Raises VideoError, OSError."""
+    written, times, scores = [], [], []
+    for batch in timeline.windows_of(dataset, row):
+        scores.append(scores_of(model, batch["clip"][0], config, args.device))
+        times.append(batch["times"][0])
+    when, what = np.concatenate(times), torch.cat(scores)
+    if args.timeline:
+        args.timeline.mkdir(parents=True, exist_ok=True)
+        written += [args.timeline / f"{name}.csv", args.timeline / f"{name}.png"]
+        timeline.write_csv(written[0], when, what, names)
+        timeline.draw_picture(written[1], when, what, names, title=name)
+    if args.draw:
+        args.draw.mkdir(parents=True, exist_ok=True)
+        written.append(args.draw / f"{name}.mp4")
+        timeline.draw_video(written[-1], dataset, row, when, what, names)
+    return written
+
+
+def file_names(paths: list[str]) -> list[str]:
+    """The videos' names without their endings, numbered where that would leave two alike."""
+    stems = [Path(p).stem for p in paths]
+    return stems if len(set(stems)) == len(stems) else [f"{k:04d}_{stem}" for k, stem in enumerate(stems)]
 
 
 def main() -> None:
@@ -105,33 +145,49 @@ def main() -> None:
     parser.add_argument("--classes", type=Path, help="one class name a line, where the weights do not have them")
     parser.add_argument("--clips", type=int, default=5)
     parser.add_argument("--crops", type=int, default=3, choices=(1, 3))
+    parser.add_argument("--timeline", type=Path, metavar="DIR", help="write what happens when, as CSV and as a picture")
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="write the video with what happens drawn on it")
+    parser.add_argument("--hop-s", type=float, help="seconds from window to window; default end to end")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for decoding a video")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_intermixed_args()
-    if args.clips < 1 or args.timeout <= 0:
-        raise UserError("--clips and --timeout must be > 0")
+    if args.clips < 1 or args.timeout <= 0 or (args.hop_s is not None and args.hop_s <= 0):
+        raise UserError("--clips, --timeout and --hop-s must be > 0")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU here")
     paths = find_videos(args.videos)
     model, classes, config, short_side = load_classifier(args)
     model = model.to(args.device).eval()
-    dataset = ClipDataset(
-        VideoList([os.path.abspath(p) for p in paths], [-1] * len(paths)),
-        sample=build.test_sampler(config, args.clips),
-        transform=EvalCrops(short_side=short_side, size=config.data.crop_size, num_crops=args.crops),
-        timeout_s=args.timeout,
+    config = dataclasses.replace(config, features=dataclasses.replace(config.features, hop_s=args.hop_s))
+    videos, size = VideoList([os.path.abspath(p) for p in paths], [-1] * len(paths)), config.data.crop_size
+    samplers = (build.test_sampler(config, args.clips), args.crops), (build.window_sampler(config), 1)
+    whole, windows = (
+        ClipDataset(
+            videos,
+            sample=sample,
+            transform=EvalCrops(short_side=short_side, size=size, num_crops=crops),
+            timeout_s=args.timeout,
+        )
+        for sample, crops in samplers
     )
     unread = []
-    for i, path in enumerate(paths):
-        sample = dataset[Key(0, i)]
+    for i, (path, name) in enumerate(zip(paths, file_names(paths))):
+        sample = whole[Key(0, i)]
         if "clip" not in sample:
             unread.append(path)
             print(f"{path}: {sample['bad'][0][1]}", file=sys.stderr)
             continue
-        best = scores_of(model, sample, config, args.device).topk(min(TOP, len(classes) or TOP))
+        best = scores_of(model, sample["clip"], config, args.device).mean(0).topk(min(TOP, len(classes) or TOP))
         print(path)
         for score, k in zip(best.values.tolist(), best.indices.tolist()):
-            print(f"  {score:7.2%}  {classes[k] if classes else f'class {k}'}", flush=True)
+            print(f"  {score:7.2%}  {timeline.named(classes, k)}", flush=True)
+        if args.timeline or args.draw:
+            try:
+                for file in write_timeline(args, model, windows, i, name, classes, config):
+                    print(f"  {file}", flush=True)
+            except (VideoError, OSError) as e:
+                unread.append(path)
+                print(f"{path}: {e}", file=sys.stderr)
     if unread:
         raise UserError(f"{len(unread)} of {len(paths)} videos could not be read: {', '.join(unread[:3])}")
 
