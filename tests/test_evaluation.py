@@ -1,5 +1,6 @@
 """Testing and features: each video once, whoever is killed, whatever the ranks and the length of a video."""
 
+import contextlib
 import csv
 import json
 import os
@@ -10,7 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import av
 import moving_shapes
 import numpy as np
 import pytest
@@ -161,14 +164,23 @@ def test_fewer_views_are_spread_over_the_video():
     assert chosen[5, 3] == list(range(15)) and [n for n, _, _ in subsets(4, 1)] == [1, 3, 4]
 
 
-@pytest.fixture(scope="module")
-def long_video(tmp_path_factory):
-    """Two minutes at 30 frames a second; what is seen changes all the time."""
-    folder = tmp_path_factory.mktemp("long")
-    frames = np.concatenate([moving_shapes.draw_video(k % 8, k) for k in range(150)])
-    moving_shapes.write_video(folder / "long.mp4", frames)
+def write_long(folder, minutes):
+    """A video at 30 frames a second in which what is seen changes all the time, and its list."""
+    folder.mkdir(exist_ok=True)
+    scene = np.concatenate([moving_shapes.draw_video(k % 8, k)[:, :, 16:80] for k in range(150)])  # 2 minutes
+    with av.open(str(folder / "long.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for k in range(minutes * 60 * 30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene[k % len(scene)], format="rgb24")))
+        container.mux(stream.encode())
     (folder / "list.csv").write_text("long.mp4 0\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    return write_long(tmp_path_factory.mktemp("long"), 5)
 
 
 def extract(folder, output, weights, *more):
@@ -194,7 +206,7 @@ def extract(folder, output, weights, *more):
 def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights):
     """A file in many chunks: after a kill the same bytes; every window equals the model called by hand."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    more = ["features.stages=[1,4]"]
+    more = ["features.stages=[4]"]
     subprocess.run(extract(long_video, whole, weights, *more), cwd=ROOT, check=True)
     command = extract(long_video, run, weights, *more)
     killed_when(command, lambda: len(list(run.glob(".parts/000000/[0-9]*"))) >= 3)
@@ -202,15 +214,15 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
     subprocess.run(command, cwd=ROOT, check=True)
     name = "000000_long.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes() and not (run / ".parts").exists()
-    assert (run / "manifest.csv").read_text().splitlines()[1].startswith(f"long.mp4,{name},225,ok")
+    assert (run / "manifest.csv").read_text().splitlines()[1].startswith(f"long.mp4,{name},563,ok")
     tensors = load_file(whole / name)
-    assert tensors["features"].shape == (225, 128) and tensors["stage1"].shape == (225, 4, 16, 16, 16)
+    assert tensors["features"].shape == (563, 128) and tensors["stage4"].shape == (563, 4, 2, 2, 128)
 
     model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, stages=(1, 1, 1, 1), num_classes=8)
     load_weights(model, weights)
     with open_video(long_video / "long.mp4", "pyav") as video:
         windows = sliding_windows(video.info.num_frames, video.info.fps, 8, 2)
-        for k in (0, 16, 130, 224):
+        for k in (0, 16, 130, 562):
             frames = torch.from_numpy(video.get(windows[k])).permute(0, 3, 1, 2)
             clip = normalise(EvalCrops(64, 64, 1)(frames).clips, (0.45,) * 3, (0.225,) * 3)
             with torch.inference_mode():
@@ -218,6 +230,40 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
                 torch.testing.assert_close(tensors["stage4"][k], model.feature_maps(clip)[3][0], rtol=1e-4, atol=1e-4)
             times = video.info.times[windows[k][[0, -1]]]
             assert tensors["times"][k].tolist() == pytest.approx([times[0], times[1] + 1 / video.info.fps])
+
+
+def memory_of_group(group):
+    """Bytes of all processes of a process group; what several share counts once."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
+                pss = next(
+                    line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")
+                )
+                total += int(pss.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.trial
+def test_features_of_two_hours(tmp_path, weights):
+    """Bounded memory and time; killed half-way, the same bytes."""
+    folder = write_long(tmp_path / "long", 120)
+    command = extract(folder, tmp_path / "whole", weights)
+    began, peak = time.monotonic(), 0
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    while process.poll() is None:
+        peak = max(peak, memory_of_group(process.pid))
+        time.sleep(0.2)
+    seconds = time.monotonic() - began
+    print(f"two hours: {seconds:.0f} s, peak {peak / 1e9:.2f} GB")
+    assert process.returncode == 0 and seconds < 300 and 0 < peak < 1.5e9
+    command = extract(folder, tmp_path / "run", weights)
+    parts = (tmp_path / "whole" / "000000_long.safetensors").stat().st_size  # of features alone: what the parts grow to
+    killed_when(command, lambda: sum(f.stat().st_size for f in tmp_path.glob("run/.parts/000000/[0-9]*")) > parts / 2)
+    subprocess.run(command, cwd=ROOT, check=True)
+    name = "000000_long.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):

@@ -39,7 +39,7 @@ def probe(tool, folder, *more, check=0):
 def test_probes_find_what_is_there(tmp_path, tool, signal, least, most):
     write_features(tmp_path / "train", 120, seed=0, signal=signal)
     write_features(tmp_path / "val", 60, seed=1, signal=signal)
-    out = probe(tool, tmp_path, "--epochs", "40", "--batch", "16", "--json", tmp_path / "probes.json").stdout
+    out = probe(tool, tmp_path, "--attentive-epochs", "40", "--batch", "16", "--json", tmp_path / "probes.json").stdout
     found = json.loads((tmp_path / "probes.json").read_text())
     assert set(found) == {"nearest neighbours", "linear", "attentive"}
     assert all(least <= row["top1"] <= most for row in found.values()), found
@@ -51,7 +51,7 @@ def test_probes_find_what_is_there(tmp_path, tool, signal, least, most):
 def test_without_maps_and_wrong_input(tmp_path, tool):
     write_features(tmp_path / "train", 12, seed=0, signal=4.0, maps=False)
     write_features(tmp_path / "val", 8, seed=1, signal=4.0, maps=False)
-    assert "features.stages=[4]" in probe(tool, tmp_path, "--epochs", "2").stdout
+    assert "features.stages=[4]" in probe(tool, tmp_path, "--epochs", "5").stdout
     (tmp_path / "val.csv").write_text("other.mp4 1\n")
     assert "has no label for any of its 9 videos" in probe(tool, tmp_path, check=2).stderr
     (tmp_path / "val/manifest.csv").unlink()

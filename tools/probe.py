@@ -29,7 +29,7 @@ from hiera_video.probe import NEIGHBOURS, AttentiveProbe, LinearProbe, nearest_n
 from hiera_video.scores import hits, ranked
 
 HELD_OUT = 0.1  # of the training videos
-LINEAR_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+LINEAR_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 ATTENTIVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -109,9 +109,8 @@ def attentive(train: Features, test: Features, split: tuple[Tensor, Tensor], cla
         probe.load_state_dict(probes[0].state_dict())
     optimizer = optimizer_of(probes, ATTENTIVE_RATES, adam=True)
     labels = train.labels[rows]
-    train_probes(
-        probes, optimizer, one_window, labels, epochs=args.epochs, batch_size=min(args.batch, 64), seed=args.seed
-    )
+    batch = min(args.batch, 64)
+    train_probes(probes, optimizer, one_window, labels, epochs=args.attentive_epochs, batch_size=batch, seed=args.seed)
 
     @torch.inference_mode()
     def scores(features: Features, which: list[int]) -> Tensor:
@@ -140,13 +139,14 @@ def main() -> None:
     parser.add_argument("--lists", nargs=2, required=True, metavar=("TRAIN", "TEST"), help="lists with their labels")
     parser.add_argument("--stage", type=int, default=4, choices=(1, 2, 3, 4), help="whose map the attentive probe sees")
     parser.add_argument("--neighbours", type=int, default=NEIGHBOURS)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=200, help="of the linear probe")
+    parser.add_argument("--attentive-epochs", type=int, default=50)
     parser.add_argument("--batch", type=int, default=256, help="videos; at most 64 for the attentive probe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    if min(args.neighbours, args.epochs, args.batch) < 1:
-        raise UserError("--neighbours, --epochs and --batch must be > 0")
+    if min(args.neighbours, args.epochs, args.attentive_epochs, args.batch) < 1:
+        raise UserError("--neighbours, --epochs, --attentive-epochs and --batch must be > 0")
     train, test = Features(args.train, args.lists[0]), Features(args.test, args.lists[1])
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
     torch.manual_seed(args.seed)
