@@ -120,6 +120,7 @@ def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:
     hashes = {key: {"source": v.source, "videos": len(v), "sha256": v.sha256()} for key, v in lists.items()}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "code": str(Path(__file__).resolve().parents[1]),
         "git": _git_state(),
         "packages": versions,
         "python": sys.version.split()[0],

@@ -1,6 +1,8 @@
 """The run as a job of a real SLURM, brought up on this machine by the test: submit, pre-empt, time limit, a killed rank."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -140,6 +142,24 @@ def test_time_limit(cluster, job, tmp_path):
     assert int(state["Restarts"]) >= 1
     for name, tensor in results["whole"].items():
         assert torch.equal(results["run"][name], tensor), name
+
+
+@pytest.mark.trial
+def test_a_snapshot_and_an_array_of_features(cluster, job, shapes, tmp_path, tool):
+    """A run from a copy of the code, then its features by three tasks of a job array: what one process makes."""
+    number = submit(cluster, *job("run", "train.epochs=2", "train.save_every=2"), "--snapshot")
+    assert wait(cluster, number, tmp_path / "run", ended)["JobState"] == "COMPLETED"
+    copy = json.loads((tmp_path / "run/run.json").read_text())["code"]
+    assert copy == str(tmp_path / "run/slurm/code") and (Path(copy) / "hiera_video/models/hiera.py").is_file()
+    extract = ["tools/extract_features.py", "--cfg", FINETUNE, "--weights", tmp_path / "run", *SHORT]
+    extract += [f"data.root={shapes}", "--videos", shapes / "val.csv", "--output"]
+    tool(*extract, tmp_path / "one")
+    command = shlex.join(map(str, [sys.executable, *extract, tmp_path / "array", "--shard", "slurm"]))
+    log = tmp_path / "array_%a.txt"
+    sh(cluster, "sbatch", "--wait", "-p", "low", "--array=0-2", "-o", log, "--wrap", f"cd {ROOT} && {command}")
+    for file in sorted((tmp_path / "one").glob("*.*")):
+        if file.suffix in (".safetensors", ".csv"):
+            assert (tmp_path / "array" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_dry_run_needs_no_slurm(tmp_path, tool):

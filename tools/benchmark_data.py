@@ -1,7 +1,8 @@
 """Side-by-side speed of reading clips: ours against PyTorchVideo's loader, plain decord, and one decode per view.
 
     python tools/benchmark.py loader /k400/val/*.mp4                     # one 16x4 clip; repeats; where the time goes
-    python tools/benchmark.py views /k400/val/*.mp4                      # 5 clips x 3 crops from one decode, or from 15
+    python tools/benchmark.py views /k400/val/*.mp4                      # 5 clips x 3 crops from one decode, or from 15, and
+                                                                         # what the test loop costs beside the forward pass
 
 Contenders take turns on the same files and the same clips, in one process and on one core each. Without videos a
 Kinetics-like one is made (340x256, 10 s, 30 fps, keyframe interval 250, B frames, about 1 Mbit/s): --keyframes sets another
@@ -334,7 +335,10 @@ def benchmark_views(args: argparse.Namespace, videos: list[str]) -> dict:
     ratio = means["one decode"] / means["15 decodes"]
     rows = [[name, f"{1e3 * t:.1f}", f"{t / means['15 decodes']:.3f}"] for name, t in means.items()]
     print_table(rows, ["5 clips x 3 crops", "mean ms a video", "of 15 decodes"])
-    return {"views_ms": {k: 1e3 * v for k, v in means.items()}, "ratio": ratio}
+    from benchmark_loops import evaluation_overhead  # here, because it imports this file
+
+    testing = evaluation_overhead("tiny", videos=2)
+    return {"views_ms": {k: 1e3 * v for k, v in means.items()}, "ratio": ratio, "testing": testing}
 
 
 def main() -> None:

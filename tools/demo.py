@@ -40,6 +40,7 @@ def main() -> None:
         f"pretraining  {RUNS}/pretrain     loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
         f"fine-tuning  {RUNS}/finetune     weights in checkpoints/latest, curves in tb/ and metrics.jsonl\n"
         f"test         {RUNS}/finetune/test/metrics.json, predictions.csv\n"
+        f"report       {RUNS}/finetune/report.html, {RUNS}/pretrain/report.html: open them in a browser\n"
         f"features     {RUNS}/features/manifest.csv\n"
         f"top-1 {test['top1']:.2f} over {test['views'][0]} clips x {test['views'][1]} crops of "
         f"{test['videos']} of {test['videos_expected']} validation videos"
