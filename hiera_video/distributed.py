@@ -10,9 +10,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hiera_video.errors import RunStopped, UserError
 
@@ -40,6 +37,9 @@ class World:
             return module
         if parallel == "ddp":
             return nn.parallel.DistributedDataParallel(module)  # no device_ids: batches are moved by the loop, once
+        from torch.distributed.device_mesh import init_device_mesh  # here, for the time that they take
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(self.device.type, (self.size,))
         for unit in units:
             fully_shard(unit, mesh=mesh)
@@ -48,7 +48,7 @@ class World:
     @contextmanager
     def gradients_shared(self, module: nn.Module, *, last: bool) -> Iterator[None]:
         """Gradients are averaged over the ranks with the last of a step's backward passes, not before."""
-        if isinstance(module, FSDPModule):
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
             module.set_requires_gradient_sync(last)
             yield
         elif self.size == 1 or last:
@@ -108,13 +108,17 @@ class World:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or what the ranks hold shards of, put together; then all ranks must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor has it
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, on the device of `other` and in shards if `other` is."""
     tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # here, for the time that it takes
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 @contextmanager

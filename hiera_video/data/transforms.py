@@ -14,10 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
-
-from hiera_video.data.randaugment import rand_augment
+from torch.nn.functional import interpolate
 
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
@@ -60,7 +57,7 @@ def crop_boxes(
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    return F.resize(frames, list(size), interpolation=InterpolationMode.BILINEAR, antialias=False)
+    return interpolate(frames, size, mode="bilinear", align_corners=False, antialias=False)  # what torchvision does
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,8 @@ class TrainCrop:
         if rng.random() < self.flip:
             frames = frames.flip(-1)
         if self.magnitude > 0:
+            from hiera_video.data.randaugment import rand_augment  # here, because torchvision takes seconds to import
+
             frames = rand_augment(
                 frames, magnitude=self.magnitude, num_ops=self.num_ops, std=self.magnitude_std, rng=rng
             )
