@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
             *overrides, f"output={disk / 'run'}", "train.epochs=200", "train.save_every=0.5", "train.log_every=1"
         )
         wait_for_step(disk / "run", 2, run)
-        with open(disk / "filler", "wb") as f:
+        with open(disk / "filler", "wb", buffering=0) as f:  # else closing it writes once more
             try:
                 while True:
                     f.write(bytes(1 << 16))

@@ -21,11 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
 
 import numpy as np
-import timeline
 import torch
 from torch import nn
 
-from hiera_video import build
+from hiera_video import build, timeline
 from hiera_video.config import Config, DataConfig
 from hiera_video.data.annotations import VIDEO_SUFFIXES, VideoList
 from hiera_video.data.dataset import ClipDataset, Key

@@ -1,4 +1,4 @@
-"""What happens when, in a video: for predict.py. Scores of windows over the whole video, as CSV, as a picture, and drawn on it.
+"""What happens when, in a video. Scores of windows over the whole video, as CSV, as a picture, and drawn on it.
 
 Legend: W windows, scores [W, classes], times [W, 2] in seconds.
 """
