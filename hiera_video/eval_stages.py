@@ -28,6 +28,7 @@ class TestStage:
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.videos = build.build_videos(config, self.key)
+        self.lists = {self.key: self.videos}
         self.names, self.num_classes = known_classes(config, self.videos)
         labelled = self.videos.labels[self.videos.labels >= 0]
         if len(labelled):  # a list may leave all labels out; then there is no accuracy, but scores
@@ -100,6 +101,7 @@ class FeaturesStage:
         if any(s not in (1, 2, 3, 4) for s in config.features.stages):
             raise UserError(f"features.stages={list(config.features.stages)} must be among 1, 2, 3, 4")
         self.videos = build.build_videos(config, self.key)
+        self.lists = {self.key: self.videos}
         if config.test.weights or "train" not in config.stages:
             weights_to_use(config)
 
@@ -110,7 +112,7 @@ class FeaturesStage:
             log.say(f"features: done already, {manifest}")
             return
         weights = weights_to_use(config)
-        world.on_main(lambda: self._claim(sha256_of(weights)))
+        world.on_main(lambda: self._claim({"weights": sha256_of(weights), "list": self.videos.sha256()}))
         model = self._model(weights, log).to(world.device).eval()
         options = config.features
         files = FeatureFiles(self.folder, self.videos, dtype=options.dtype, average=options.average)
@@ -135,13 +137,16 @@ class FeaturesStage:
         files.write_manifest(world, rows, manifest)
         world.on_main(lambda: self._finish(manifest, log))
 
-    def _claim(self, weights_sha256: str) -> None:
-        """Raises UserError where the folder's features are of other weights."""
-        stored = self.folder / "weights.json"
+    def _claim(self, made_of: dict[str, str]) -> None:
+        """Raises UserError where the folder's features are of other weights or another list; shards share it."""
+        stored = self.folder / "made_of.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if stored.exists() and json.loads(stored.read_text())["sha256"] != weights_sha256:
-            raise UserError(f"{self.folder} holds features of other weights; remove it, or choose another folder")
-        write_json(stored, {"sha256": weights_sha256})
+        before = json.loads(stored.read_text()) if stored.exists() else made_of
+        for what, sha256 in made_of.items():
+            if before[what] != sha256:
+                kind = "weights" if what == "weights" else "rows in its list"
+                raise UserError(f"{self.folder} holds features of other {kind}; remove it, or choose another folder")
+        write_json(stored, made_of, shared=True)
 
     def _finish(self, manifest: Path, log: RunLog) -> None:
         lines = read_manifest(manifest.parent)

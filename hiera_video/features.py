@@ -19,6 +19,7 @@ from torch import Tensor
 from hiera_video.data.annotations import VideoList
 from hiera_video.data.dataset import Batch
 from hiera_video.distributed import World
+from hiera_video.files import written_whole
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = ".parts"
@@ -126,24 +127,23 @@ def join(parts: list[Path], file: Path) -> None:
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = file.with_name(f".{file.name}")
-    with open(temporary, "wb") as out:
+    with written_whole(file) as temporary, open(temporary, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             for part, begin, end in header[name]["from"]:
                 with open(part, "rb") as f:
                     f.seek(begin)
                     out.write(f.read(end - begin))
-    temporary.replace(file)
 
 
 def write_manifest(file: Path, lines: list[list]) -> None:
-    temporary = file.with_suffix(".tmp")
-    with open(temporary, "w", newline="", errors="surrogateescape") as f:
+    with (
+        written_whole(file, shared=True) as temporary,
+        open(temporary, "w", newline="", errors="surrogateescape") as f,
+    ):
         writer = csv.writer(f)
         writer.writerow(["path", "file", "num_clips", "status"])
         writer.writerows(lines)
-    temporary.replace(file)
 
 
 def read_manifest(folder: Path) -> list[dict[str, str]]:
@@ -153,9 +153,8 @@ def read_manifest(folder: Path) -> list[dict[str, str]]:
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = file.with_name(f".{file.name}")
-    save_file(tensors, temporary)
-    temporary.replace(file)
+    with written_whole(file) as temporary:
+        save_file(tensors, temporary)
 
 
 def _rows_of(file: Path) -> int:

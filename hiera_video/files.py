@@ -1,12 +1,14 @@
-"""Paths that may be elsewhere: the only file that imports iopath.
+"""Files that are whole or not there, and paths that may be elsewhere: the only file that imports iopath.
 
 Lists, videos, class names and weights may be named by any path for which an iopath handler is registered (`s3://..`, say);
 `https://` is. A file is fetched once, to iopath's cache, and read from there. Handlers of one's own are registered with
 `iopath.common.file_io.g_pathmgr.register_handler`, in a module that `data.path_handlers` names.
 """
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +34,21 @@ def local(path: str | Path) -> str:
         raise
     except Exception as e:  # whatever the handler's own library raises
         raise OSError(f"cannot fetch {path}: {type(e).__name__}: {e}") from e
+
+
+@contextlib.contextmanager
+def written_whole(file: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A name beside `file` to write under; it becomes `file` when the block ends without an error.
+
+    shared: several jobs may write the file at one time.
+    """
+    temporary = file.with_name(f".{file.name}{f'.{os.uname().nodename}.{os.getpid()}' if shared else ''}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(file: str | Path) -> str:

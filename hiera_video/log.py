@@ -1,14 +1,17 @@
 """What a run says: `log.txt`, `metrics.jsonl`, TensorBoard, and a progress bar where a person is watching."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from hiera_video.files import written_whole
 from hiera_video.lock import FolderLock
 
 LOGGER = logging.getLogger("hiera_video")
@@ -53,25 +56,16 @@ class RunLog:
         file = self.folder / "metrics.jsonl" if self.folder is not None else None
         if file is None or not file.exists():
             return
-        kept = []
-        for line in file.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that the run was killed in
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(file)
+        kept = [line for line, row in read_metrics(file) if row["step"] <= step]
+        with written_whole(file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def best_validation(self) -> float:
         """The highest top-1 so far, in percent; -1 if there is none."""
         file = self.folder / "metrics.jsonl" if self.folder is not None else None
         if file is None or not file.exists():
             return -1.0
-        rows = map(json.loads, file.read_text().splitlines())
-        return max((row["top1"] or 0.0 for row in rows if row["split"] == "val"), default=-1.0)
+        return max((row["top1"] or 0.0 for _, row in read_metrics(file) if row["split"] == "val"), default=-1.0)
 
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)
@@ -84,6 +78,13 @@ class RunLog:
         LOGGER.handlers = []
         if self._lock is not None:
             self._lock.close()
+
+
+def read_metrics(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of a metrics.jsonl, without the line that a run was killed in, or is just writing."""
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)
 
 
 class Progress:

@@ -22,7 +22,8 @@ from hiera_video.data.packets import VideoError
 from hiera_video.errors import UserError
 from hiera_video.eval_stages import known_classes
 from hiera_video.features import read_manifest
-from hiera_video.files import local
+from hiera_video.files import local, written_whole
+from hiera_video.log import read_metrics
 
 SHOWN = 6  # best and worst videos
 FRAMES, THUMBNAIL = 3, 96  # frames of a thumbnail, and their height in pixels
@@ -92,9 +93,8 @@ def write_report(config: Config, folder: Path) -> Path:
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
     file = folder / "report.html"
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(file)
+    with written_whole(file) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file
 
 
@@ -147,7 +147,7 @@ def _headline(metrics: dict) -> str:
 
 def _curves(folder: Path) -> str:
     file = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = [row for _, row in read_metrics(file)] if file.exists() else []
     drawn = []
     for title, split, keys, log_scale in CURVES:
         of_split = [row for row in rows if row["split"] == split]

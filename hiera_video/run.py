@@ -3,6 +3,7 @@
 output/config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/ report.html
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hiera_video.data.video import missing_decoder
 from hiera_video.distributed import World, join_world
 from hiera_video.errors import RunStopped, UserError
 from hiera_video.eval_stages import FeaturesStage, TestStage, shard_folder
+from hiera_video.files import written_whole
 from hiera_video.lock import FolderLock
 from hiera_video.log import RunLog
 from hiera_video.report import write_report
@@ -26,10 +28,9 @@ PACKAGES = ("torch", "torchvision", "pytorchvideo", "decord", "av", "omegaconf",
 
 
 class Stage(Protocol):
-    """A stage reads its list when it is made, and does its work, unless that is done already, in `run`."""
+    """A stage reads its lists when it is made, and does its work, unless that is done already, in `run`."""
 
-    key: str  # of the list
-    videos: VideoList
+    lists: dict[str, VideoList]  # by key
 
     def run(self, log: RunLog) -> None: ...
 
@@ -43,7 +44,7 @@ def run(config: Config) -> None:
             "features": lambda: FeaturesStage(config, world, Path(config.output) / "features"),
         }
         prepared = [stages[name]() for name in config.stages]  # reads lists: wrong input ends here, nothing written
-        log = open_run_folder(config, world, {s.key: s.videos for s in prepared})
+        log = open_run_folder(config, world, {key: videos for s in prepared for key, videos in s.lists.items()})
         try:
             if missing_decoder(config.data.decoder):
                 log.say(f"{missing_decoder(config.data.decoder)}: every file is decoded with PyAV")
@@ -67,7 +68,7 @@ def extract_features(config: Config, *, shard: tuple[int, int] = (0, 1)) -> None
         output = Path(config.output)
         stage = FeaturesStage(config, world, output, shard=shard)
         folder = output if shard == (0, 1) else shard_folder(output, *shard)
-        log = open_run_folder(config, world, {stage.key: stage.videos}, folder=folder)
+        log = open_run_folder(config, world, stage.lists, folder=folder)
         try:
             stage.run(log)
             world.barrier()
@@ -76,7 +77,7 @@ def extract_features(config: Config, *, shard: tuple[int, int] = (0, 1)) -> None
 
 
 def open_run_folder(config: Config, world: World, lists: dict[str, VideoList], *, folder: Path | None = None) -> RunLog:
-    """Makes and locks the folder, or takes up an earlier run of the same config. Raises UserError if the config changed."""
+    """Makes and locks the folder, or takes up an earlier run of the same config and lists. Raises UserError if they changed."""
     folder, held = folder or Path(config.output), []
 
     def claim() -> None:
@@ -84,7 +85,9 @@ def open_run_folder(config: Config, world: World, lists: dict[str, VideoList], *
             folder.mkdir(parents=True, exist_ok=True)
             held.append(FolderLock(folder))
             claim_folder(folder, config)
-            write_json(folder / "run.json", run_card(config, world, lists))
+            card = run_card(config, world, lists)
+            card["lists"] = earlier_lists(folder, card["lists"]) | card["lists"]
+            write_json(folder / "run.json", card)
         except OSError as e:
             raise UserError(f"output: cannot make the folder {folder}: {e.strerror}") from e
 
@@ -104,9 +107,24 @@ def claim_folder(folder: Path, config: Config) -> None:
                 f"{folder} holds a run of another config; these keys differ: {', '.join(changed)}; "
                 "set output to a new folder, or use the config of that run"
             )
-    temporary = folder / "config.tmp"
-    temporary.write_text(to_yaml(config))
-    temporary.replace(stored)
+    with written_whole(stored) as temporary:
+        temporary.write_text(to_yaml(config))
+
+
+def earlier_lists(folder: Path, lists: dict[str, dict]) -> dict[str, dict]:
+    """Of the folder's run.json. Raises UserError if one of `lists` has other rows than it had then."""
+    try:
+        before = json.loads((folder / "run.json").read_text())["lists"]
+    except (OSError, ValueError):
+        return {}
+    for key, now in lists.items():
+        then = before.get(key, now)
+        if then["sha256"] != now["sha256"]:
+            raise UserError(
+                f"{key}: {now['source']} has changed since {folder} began ({then['videos']} rows then, {now['videos']} now); "
+                "put it back, or set output to a new folder"
+            )
+    return before
 
 
 def run_card(config: Config, world: World, lists: dict[str, VideoList]) -> dict:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hiera_video.data.annotations import VideoList
 from hiera_video.data.dataset import Batch
 from hiera_video.distributed import World
+from hiera_video.files import written_whole
 
 TOP = 5
 VideoScore = dict[str, Tensor]  # scores [classes], views [], view_top [V, 5], subset_top [S, 5]
@@ -199,9 +200,8 @@ def write_confusion(file: Path, best: Tensor, labels: Tensor) -> None:
 def write_part(file: Path, rows: dict[int, VideoScore], which: list[int]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: torch.stack([rows[row][name] for row in which]) for name in rows[which[0]]}
-    temporary = file.with_name(f".{file.name}")
-    save_file({**tensors, "index": torch.tensor(which)}, temporary)
-    temporary.replace(file)
+    with written_whole(file) as temporary:
+        save_file({**tensors, "index": torch.tensor(which)}, temporary)
 
 
 def read_parts(folder: Path, *, card: dict) -> dict[int, VideoScore]:
@@ -228,7 +228,6 @@ def read_parts(folder: Path, *, card: dict) -> dict[int, VideoScore]:
     return rows
 
 
-def write_json(file: Path, content: dict) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(file)
+def write_json(file: Path, content: dict, *, shared: bool = False) -> None:
+    with written_whole(file, shared=shared) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -52,6 +52,7 @@ class TrainStage:
         self.val_videos = build.build_videos(config, "data.val") if self.plan.val_steps else None
         if self.val_videos is not None and self.num_classes is not None:
             check_labels(self.val_videos, self.num_classes, key="data.val")
+        self.lists = {self.key: self.videos} | ({"data.val": self.val_videos} if self.val_videos is not None else {})
         self.name, self.arguments = build.model_arguments(config, self.num_classes)
         self.metadata = build.build_metadata(config, self.name, self.arguments, self.names)
         self.model = build.build_model(self.name, self.arguments, seed=config.seed)

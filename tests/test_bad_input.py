@@ -131,6 +131,20 @@ def test_changed_config_and_wrong_weights(tmp_path, finetune, shapes):
     assert "re-initialised: head.projection" in log and "names are left out" in log
 
 
+def test_a_list_that_changed_is_refused(tmp_path, shapes, finetune):
+    """Rows are known by their number: resumed training and kept scores would be of other videos than they say."""
+    rows = (shapes / "val.csv").read_text().splitlines()
+    (tmp_path / "val.csv").write_text("\n".join(rows) + "\n")
+    more = finetune("run", f"data.val={tmp_path / 'val.csv'}", "test.clips=1", "test.crops=1")
+    start(*more, "stages=[train,test]")
+    start(*more, "stages=[train]")  # says nothing of the test's list, and does not forget it
+    (tmp_path / "val.csv").write_text("\n".join(rows[1:]) + "\n")
+    kept = (tmp_path / "run/run.json").read_bytes()
+    with pytest.raises(UserError, match=r"data\.test: .*val\.csv has changed .* \(9 rows then, 8 now\)"):
+        start(*more, "stages=[test]")
+    assert (tmp_path / "run/run.json").read_bytes() == kept
+
+
 def test_resume_with_another_class_count_is_refused(tmp_path, finetune):
     start(*finetune(), "stages=[train]")
     (tmp_path / "run/config.yaml").unlink()  # as if an older program had left the folder

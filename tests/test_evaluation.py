@@ -301,3 +301,10 @@ def test_jobs_share_a_list(shapes, tmp_path, weights):
     assert len(rows) == 10 and [r["status"] == "ok" for r in rows] == [True] * 9 + [False]
     wrong = subprocess.run([*common, "--shard", "3/3"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and "shards of 3 are 0 to 2" in wrong.stderr
+    (tmp_path / "list.csv").write_text((shapes / "val.csv").read_text())
+    for shard, said in (
+        ("0/3", "list.csv has changed"),
+        ("0/2", "other rows in its list"),
+    ):  # rows are known by their number
+        other = subprocess.run([*common, "--shard", shard], cwd=ROOT, capture_output=True, text=True)
+        assert other.returncode == 2 and said in other.stderr
