@@ -1,6 +1,9 @@
 """Shared pieces: a small MovingShapes, real clips where there are any, and tools run as a user runs them."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +49,14 @@ def clips() -> Path:
 
 @pytest.fixture(scope="session")
 def tool():
-    """Runs `python tools/... ` from the repository root; returns the finished process."""
+    """Runs `python tools/... ` from the repository root; returns the finished process.
+
+    Wrong input (check=2) is tried in this process, which spares the imports; test_bad_input.py has it in one of its own.
+    """
 
     def run(*command: str, check: int | None = 0) -> subprocess.CompletedProcess:
+        if check == 2:
+            return refused(*map(str, command))
         done = subprocess.run(
             [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280
         )
@@ -57,6 +65,26 @@ def tool():
         return done
 
     return run
+
+
+def refused(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a tool in this process, as the main program, and asserts that it exits with 2."""
+    before, argv, said = os.getcwd(), sys.argv, [io.StringIO(), io.StringIO()]
+    os.chdir(ROOT)
+    sys.argv = [script, *arguments]
+    try:
+        with (
+            contextlib.redirect_stdout(said[0]),
+            contextlib.redirect_stderr(said[1]),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    out, err = (s.getvalue() for s in said)
+    assert stopped.value.code == 2, f"exit {stopped.value.code}\n{out[-2000:]}\n{err[-2000:]}"
+    return subprocess.CompletedProcess(sys.argv, 2, out, err)
 
 
 @pytest.fixture

@@ -143,7 +143,9 @@ def test_one_run_a_folder(tmp_path, finetune):
     third.wait()
 
 
-@pytest.mark.parametrize("name, workers, to_all", [("SIGUSR2", 2, True), ("SIGTERM", 1, False)])
+@pytest.mark.parametrize(
+    "name, workers, to_all", [pytest.param("SIGUSR2", 2, True, marks=pytest.mark.trial), ("SIGTERM", 1, False)]
+)
 def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all):
     """Sent to every process of the run, as schedulers do, or to the first alone. It ends soon, and goes on as if nothing had
     happened."""

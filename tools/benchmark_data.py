@@ -337,7 +337,7 @@ def benchmark_views(args: argparse.Namespace, videos: list[str]) -> dict:
     print_table(rows, ["5 clips x 3 crops", "mean ms a video", "of 15 decodes"])
     from benchmark_loops import evaluation_overhead  # here, because it imports this file
 
-    testing = evaluation_overhead("tiny", videos=2)
+    testing = evaluation_overhead("tiny", videos=max(args.rounds // 20, 1))
     return {"views_ms": {k: 1e3 * v for k, v in means.items()}, "ratio": ratio, "testing": testing}
 
 

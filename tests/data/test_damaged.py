@@ -139,7 +139,7 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
     return metrics
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.trial), 2])
 def test_a_run_over_damaged_files(shapes, tmp_path, tool, workers, monkeypatch):
     folder = tmp_path / "videos"
     folder.mkdir()

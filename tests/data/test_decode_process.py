@@ -151,7 +151,7 @@ def trap(shapes, tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.trial), 2])
 def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
     """Training replaces such videos, testing reports them missing, and both are named, counted and kept out of later."""
     out = tmp_path / "run"
