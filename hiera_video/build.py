@@ -75,8 +75,8 @@ def class_names(config: Config, videos: VideoList | None) -> list[str]:
         try:
             if exists(name):
                 return Path(local(name)).read_text(encoding="utf-8").splitlines()
-        except OSError as e:
-            raise UserError(f"data.classes: {e}") from e
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"data.classes: {name}: {e}") from e
     raise UserError(f"data.classes: there is no file {config.data.classes}, here or under data.root")
 
 
@@ -231,12 +231,10 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
 
 
 def test_loader(
-    config: Config, videos: VideoList, rows: list[int], *, clips: int, crops: int, world: World
+    config: Config, videos: VideoList, rows: list[int], *, sample: ClipSampler, crops: int, world: World
 ) -> Iterable[Batch]:
     """The views of those rows of the list that are this rank's."""
-    if config.test.clip_sampler and config.test.batch_size > 1:
-        raise UserError("test.batch_size must be 1 with a test.clip_sampler: its videos may differ in their clips")
-    dataset = _eval_set(config, videos, test_sampler(config, clips), crops=crops)
+    dataset = _eval_set(config, videos, sample, crops=crops)
     batches = test_batches(rows, batch_size=config.test.batch_size, rank=world.rank, world=world.size)
     return make_loader(dataset, batches, num_workers=config.data.num_workers, pin_memory=world.device.type == "cuda")
 
@@ -258,8 +256,6 @@ def predict_features(model: nn.Module, stages: tuple[int, ...], pool: bool, clip
     """The pooled vector and, where asked for, maps of stages 1 to 4 in spatial order, or their means."""
     if not stages:
         return {"features": model.features(clips)}
-    if not hasattr(model, "features_and_maps"):
-        raise UserError("features.stages: only a Hiera has stages")
     pooled, maps = model.features_and_maps(clips)
     return {"features": pooled} | {
         f"stage{s}": maps[s - 1].flatten(1, -2).mean(1) if pool else maps[s - 1] for s in stages
@@ -336,12 +332,30 @@ def _train_sampler(config: Config) -> ClipSampler:
     return _RandomFrames(random_clip, *_clip_shape(config))
 
 
-def test_sampler(config: Config, clips: int) -> ClipSampler:
+def test_sampler(config: Config) -> ClipSampler:
+    """Of the stage "test". Raises UserError."""
     if config.test.clip_sampler is not None:
         return _pytorchvideo_sampler(config, config.test.clip_sampler, config.test.clip_sampler_args)
+    return uniform_sampler(config, config.test.clips)
+
+
+def uniform_sampler(config: Config, clips: int) -> ClipSampler:
+    """`clips` clips, evenly over the video."""
     if config.data.clip_sampler == "segments":
         return _Segments(config.data.num_frames, clips, training=False)
     return _Frames(partial(uniform_clips, num_clips=clips), *_clip_shape(config))
+
+
+def describe_test_clips(config: Config) -> str:
+    """What test_sampler chooses, in words."""
+    data, test = config.data, config.test
+    if test.clip_sampler is not None:
+        seconds = data.num_frames * data.sampling_rate / data.target_fps
+        arguments = "".join(f", {a:g}" for a in test.clip_sampler_args)
+        return f"{data.num_frames} frames evenly over {seconds:g} s, {test.clip_sampler}{arguments}"
+    if data.clip_sampler == "segments":
+        return f"{data.num_frames} frames, one from each of as many segments of the video"
+    return f"{data.num_frames} frames, one every {data.sampling_rate} at {data.target_fps:g} frames/s"
 
 
 def window_sampler(config: Config) -> ClipSampler:

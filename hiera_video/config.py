@@ -20,6 +20,7 @@ from hiera_video.data.video import DECODERS
 from hiera_video.distributed import PARALLELS
 from hiera_video.errors import UserError
 from hiera_video.evaluate import FeaturesConfig, TestConfig
+from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS
 from hiera_video.optim import OptimConfig
 from hiera_video.tasks import PRECISIONS, ClassifyConfig, MAEConfig
 from hiera_video.train import TrainConfig
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "data.manifest",
     "data.quarantine",
     "test.save_every_s",
+    "test.min_coverage",
 )  # between two runs in one folder
 
 
@@ -114,7 +116,7 @@ class Config:
     output: str = ""  # default: runs/<name of the config file>
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
-    join_timeout_s: float = 300.0  # for the ranks of a run to find each other
+    join_timeout_s: float = 300.0  # for the ranks of a run to find each other, and for one that waits in a step
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -223,17 +225,25 @@ def _check_values(config: Config) -> None:
     positive = (
         "data.num_frames data.sampling_rate data.target_fps data.crop_size data.decode_timeout_s "
         "train.epochs train.batch_size train.repeats train.accumulate "
-        "train.log_every train.save_every train.keep test.clips test.batch_size test.views_per_forward"
+        "train.log_every train.save_every train.keep test.clips test.batch_size test.views_per_forward features.hop_s"
     )
     flat = flatten(dataclasses.asdict(config))
     for key in positive.split():
-        if not flat[key] > 0:
+        if flat[key] is not None and not flat[key] > 0:
             raise UserError(f"{key}={flat[key]} must be > 0")
     for key in ("data.num_workers", "train.val_every", "train.keep_every", "optim.reference_batch", "seed"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]} must be >= 0")
     if not 0 <= config.train.ema < 1:
         raise UserError(f"train.ema={config.train.ema} must be at least 0 and less than 1")
+    if not 0 <= config.test.min_coverage <= 1:
+        raise UserError(f"test.min_coverage={config.test.min_coverage} must be from 0 to 1")
+    if not set(config.features.stages) <= {1, 2, 3, 4}:
+        raise UserError(f"features.stages={list(config.features.stages)} must be among 1, 2, 3, 4")
+    if config.features.stages and config.model.name in PYTORCHVIDEO_MODELS:
+        raise UserError(f"features.stages={list(config.features.stages)}: only a Hiera has stages")
+    if config.test.clip_sampler and config.test.batch_size > 1:
+        raise UserError("test.batch_size must be 1 with a test.clip_sampler: its videos may differ in their clips")
     if not config.stages:
         raise UserError(f"stages is empty: list some of {', '.join(STAGES)}")
     if config.test.short_side is not None and config.test.short_side < config.data.crop_size:

@@ -15,6 +15,7 @@ from hiera_video.errors import RunStopped, UserError
 
 T = TypeVar("T")
 PARALLELS = ("ddp", "fsdp")
+LONGEST_WORK = timedelta(days=7)  # of one rank, while others wait for it
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    talk: Any = None  # the process group for what is not a tensor of a step; its waits may be long
 
     @property
     def is_main(self) -> bool:
@@ -62,7 +64,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self.talk)
         return values or []
 
     def share(self, value: Any) -> Any:
@@ -70,7 +72,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.talk)
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -91,7 +93,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.talk)
         return values
 
     def mean(self, value: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.talk)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -125,7 +127,8 @@ def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
 def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World]:
     """One rank of a `torchrun` (its environment says which), or a world of one; never fewer ranks than that says.
 
-    device: auto, cpu or cuda. wait_s: how long ranks wait for each other. Raises UserError.
+    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start, and in a training
+    step. Raises UserError.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,6 +150,8 @@ def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World
             "check that all ranks started and reach that address (join_timeout_s)"
         ) from e
     try:
-        yield World(rank, size, place)
+        # A test or features may leave one rank with hours of work more than the others. Ranks that die are noticed at once,
+        # by their closed connections.
+        yield World(rank, size, place, dist.new_group(backend="gloo", timeout=LONGEST_WORK))
     finally:
         dist.destroy_process_group()

@@ -11,13 +11,14 @@ from torch import nn
 from hiera_video import build
 from hiera_video.config import Config
 from hiera_video.data.annotations import VideoList, check_labels
+from hiera_video.data.sampling import ClipSampler
 from hiera_video.distributed import World
 from hiera_video.errors import RunStopped, UserError
 from hiera_video.evaluate import evaluate
 from hiera_video.features import PARTS, FeatureFiles, read_manifest, write_manifest
 from hiera_video.files import sha256_of
 from hiera_video.log import RunLog
-from hiera_video.models.weights import weights_file
+from hiera_video.models.weights import classes_of, read_weights, weights_file
 from hiera_video.scores import ViewScores, read_parts, write_json
 
 
@@ -34,6 +35,7 @@ class TestStage:
         if len(labelled):  # a list may leave all labels out; then there is no accuracy, but scores
             check_labels(self.videos, self.num_classes, key=self.key)
         self.folder = Path(config.output) / "test"
+        self.sample = build.test_sampler(config)
         if config.test.weights or "train" not in config.stages:
             weights_to_use(config)
 
@@ -50,7 +52,8 @@ class TestStage:
             log.say(line)
         scores = score_videos(
             *(config, model.to(world.device), self.videos),
-            clips=config.test.clips,
+            sample=self.sample,
+            clips=None if config.test.clip_sampler else config.test.clips,
             crops=config.test.crops,
             world=world,
             log=log,
@@ -59,24 +62,39 @@ class TestStage:
             card=card,
         )
         coverage = world.on_main(lambda: self._write(scores, card, log))
-        if coverage < config.test.min_coverage:
-            raise RunStopped(f"{coverage:.1%} of the test videos were scored, less than test.min_coverage")
+        if not self._suffices(coverage):
+            limit = f"less than test.min_coverage={config.test.min_coverage}" if coverage else "none could be read"
+            raise RunStopped(
+                f"{coverage:.1%} of the test videos were scored, {limit}; the same command tries the missing ones again"
+            )
+
+    def _suffices(self, coverage: float) -> bool:
+        return coverage > 0 and coverage >= self.config.test.min_coverage
 
     def _is_done(self, card: dict, log: RunLog) -> bool:
-        if not (self.folder / "metrics.json").exists():
+        """If not, nothing is left that could pass for a result."""
+        file, parts = self.folder / "metrics.json", self.folder / "parts"
+        if not file.exists():
             return False
-        stored = self.folder / "protocol.json"
-        if stored.exists() and json.loads(stored.read_text())["weights"] != card["weights"]:
+        metrics, tested = json.loads(file.read_text()), json.loads((self.folder / "protocol.json").read_text())
+        if tested["weights"] != card["weights"]:
             log.say("test: the weights are others than those that were tested; testing again")
-            return False
-        log.say(f"test: done already, {self.folder / 'metrics.json'}")
-        return True
+        elif not self._suffices(metrics["videos"] / metrics["videos_expected"]):
+            log.say(f"test: {len(metrics['missing'])} videos were missing; trying them again")
+        else:
+            shutil.rmtree(parts, ignore_errors=True)  # a kill may have come before it
+            log.say(f"test: done already, {file}")
+            return True
+        file.unlink()
+        return False
 
     def _write(self, scores: ViewScores, card: dict, log: RunLog) -> float:
         """Returns the share of the videos that were scored."""
         counts = {"listed": len(self.videos), "scored": len(scores.rows), "missing": len(scores.bad)}
         metrics = scores.write(self.folder, self.videos, names=self.names, protocol={**card, "videos": counts})
-        shutil.rmtree(self.folder / "parts", ignore_errors=True)
+        coverage = metrics["videos"] / metrics["videos_expected"]
+        if self._suffices(coverage):
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)
         for path, reason in zip(metrics["missing"], metrics["missing_reasons"]):
             log.say(f"not scored: {path}: {reason}")
         log.say(
@@ -88,7 +106,7 @@ class TestStage:
                 f"mean over classes {metrics['mean_class']:.2f}; single views: top-1 {metrics['view_top1']:.2f}, "
                 f"top-5 {metrics['view_top5']:.2f}; by class in classes.csv, by number of views in metrics.json"
             )
-        return metrics["videos"] / metrics["videos_expected"]
+        return coverage
 
 
 class FeaturesStage:
@@ -98,8 +116,6 @@ class FeaturesStage:
 
     def __init__(self, config: Config, world: World, folder: Path, *, shard: tuple[int, int] = (0, 1)):
         self.config, self.world, self.folder, self.shard = config, world, folder, shard
-        if any(s not in (1, 2, 3, 4) for s in config.features.stages):
-            raise UserError(f"features.stages={list(config.features.stages)} must be among 1, 2, 3, 4")
         self.videos = build.build_videos(config, self.key)
         self.lists = {self.key: self.videos}
         if config.test.weights or "train" not in config.stages:
@@ -108,15 +124,16 @@ class FeaturesStage:
     def run(self, log: RunLog) -> None:
         config, world = self.config, self.world
         manifest = self.folder / "manifest.csv" if self.shard == (0, 1) else self._shard_manifest(self.shard[0])
-        if manifest.exists():
+        weights = weights_to_use(config)
+        world.on_main(lambda: self._claim(weights))
+        if world.on_main(manifest.exists):
             log.say(f"features: done already, {manifest}")
             return
-        weights = weights_to_use(config)
-        world.on_main(lambda: self._claim({"weights": sha256_of(weights), "list": self.videos.sha256()}))
         model = self._model(weights, log).to(world.device).eval()
         options = config.features
         files = FeatureFiles(self.folder, self.videos, dtype=options.dtype, average=options.average)
         rows = list(range(self.shard[0], len(self.videos), self.shard[1]))
+        world.on_main(files.clear_leftovers)
         left = world.on_main(lambda: [row for row in rows if not files.is_done(row)])
         if len(left) < len(rows):
             log.say(f"features: {len(rows) - len(left)} of {len(rows)} videos are done already")
@@ -137,15 +154,15 @@ class FeaturesStage:
         files.write_manifest(world, rows, manifest)
         world.on_main(lambda: self._finish(manifest, log))
 
-    def _claim(self, made_of: dict[str, str]) -> None:
-        """Raises UserError where the folder's features are of other weights or another list; shards share it."""
+    def _claim(self, weights: Path) -> None:
+        """Raises UserError where the folder's features are of something else. Jobs that share the list share it."""
+        made_of = {"weights": sha256_of(weights), "rows of the list": self.videos.sha256(), "shards": self.shard[1]}
         stored = self.folder / "made_of.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         before = json.loads(stored.read_text()) if stored.exists() else made_of
-        for what, sha256 in made_of.items():
-            if before[what] != sha256:
-                kind = "weights" if what == "weights" else "rows in its list"
-                raise UserError(f"{self.folder} holds features of other {kind}; remove it, or choose another folder")
+        other = [what for what in made_of if before[what] != made_of[what]]
+        if other:
+            raise UserError(f"{self.folder} holds features of other {other[0]}; remove it, or choose another folder")
         write_json(stored, made_of, shared=True)
 
     def _finish(self, manifest: Path, log: RunLog) -> None:
@@ -173,7 +190,9 @@ class FeaturesStage:
         if config.task == "pretrain":
             model = build.build_encoder(config)
         else:
-            num_classes = build.number_of_classes(config, build.class_names(config, self.videos))
+            num_classes = config.model.num_classes or classes_of(read_weights(weights)[0])
+            if num_classes is None:  # PyTorchVideo's heads differ
+                num_classes = build.number_of_classes(config, build.class_names(config, self.videos))
             name, arguments = build.model_arguments(config, num_classes)
             model = build.build_model(name, arguments, seed=config.seed)
         log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
@@ -189,7 +208,8 @@ def score_videos(
     model: nn.Module,
     videos: VideoList,
     *,
-    clips: int,
+    sample: ClipSampler,
+    clips: int | None,
     crops: int,
     world: World,
     log: RunLog,
@@ -197,17 +217,20 @@ def score_videos(
     parts: Path | None = None,
     card: dict | None = None,
 ) -> ViewScores:
-    """Scores of all ranks, on rank 0. parts: where they are kept while it goes on, and taken up again under the same card."""
+    """Scores of all ranks, on rank 0.
+
+    clips: that `sample` makes of a video; None if that is its choice. parts: where scores are kept while it goes on, and taken
+    up again under the same card.
+    """
     before = read_parts(parts, card=card) if parts is not None and world.is_main else {}
     done = world.share(set(before))
     if done:
         log.say(f"{what}: {len(done)} of {len(videos)} videos are scored already")
-    known = None if config.test.clip_sampler else clips  # the named samplers of pytorchvideo choose it
-    scores = ViewScores(known, crops, parts=parts, part_every_s=config.test.save_every_s)
+    scores = ViewScores(clips, crops, parts=parts, part_every_s=config.test.save_every_s)
     rows = [row for row in range(len(videos)) if row not in done]
     evaluate(
         partial(build.predict_logits, model.eval()),
-        build.test_loader(config, videos, rows, clips=clips, crops=crops, world=world),
+        build.test_loader(config, videos, rows, sample=sample, crops=crops, world=world),
         scores,
         world=world,
         mean=config.data.mean,
@@ -226,8 +249,6 @@ def score_videos(
 def protocol_card(config: Config, videos: VideoList, weights: Path) -> dict:
     """Everything that a test's figures depend on, without anything that they do not."""
     data, test = config.data, config.test
-    sampler = test.clip_sampler or data.clip_sampler
-    frames = f"{data.num_frames} frames, one every {data.sampling_rate} at {data.target_fps:g} frames/s"
     return {
         "list": {"file": Path(videos.source).name, "sha256": videos.sha256(), "videos": len(videos)},
         "views": {
@@ -235,9 +256,7 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> dict:
             "crops": test.crops,
             "average": "softmax",
         },
-        "clip": frames
-        if sampler == "random"
-        else f"{data.num_frames} frames, {sampler} {list(test.clip_sampler_args)}",
+        "clip": build.describe_test_clips(config),
         "frame_rate": "sampled by time; a variable rate is laid on an even grid",
         "resize": f"short side {test.short_side or data.crop_size}, bilinear, no antialias, 8 bit, from the full frame",
         "crop": f"{data.crop_size} x {data.crop_size}, {'centre' if test.crops == 1 else 'three along the long side'}",
@@ -285,5 +304,5 @@ def weights_to_use(config: Config) -> Path:
 
 def accuracy_text(accuracy: dict) -> str:
     if accuracy["top1"] is None:
-        return "no labels"
+        return "no accuracy (no scored video has a label)"
     return f"top-1 {accuracy['top1']:.2f}, top-5 {accuracy['top5']:.2f}"

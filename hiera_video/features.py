@@ -23,6 +23,7 @@ from hiera_video.files import written_whole
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = ".parts"
+NAME_BYTES = 150  # of a video's name in a file's name
 
 
 class FeatureFiles:
@@ -37,15 +38,26 @@ class FeatureFiles:
         self.status: dict[int, str] = {}  # of the rows that were tried in this process
 
     def name(self, row: int) -> str:
-        return f"{row:06d}_{Path(self.videos.written(row)).stem}.safetensors"
+        """Its row, which no other has, and what a file system surely takes of its own name."""
+        stem = Path(self.videos.written(row)).stem.encode(errors="replace").replace(b"?", b"_")
+        return f"{row:06d}_{stem[:NAME_BYTES].decode(errors='ignore')}.safetensors"
 
     def is_done(self, row: int) -> bool:
-        return (self.folder / self.name(row)).exists()
+        try:
+            return _rows_of(self.folder / self.name(row)) > 0
+        except (OSError, SafetensorError):
+            return False
+
+    def clear_leftovers(self) -> None:
+        """Parts of videos that are done: a kill may have come between the join and their end."""
+        for folder in (self.folder / PARTS).glob("[0-9]*"):
+            if self.is_done(int(folder.name)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clips_done(self, row: int) -> int:
-        """How many of its first clips are in parts."""
+        """How many of its first clips need not be computed again. The last part is: it may be what sets off the join."""
         done = 0
-        for part in self._parts(row):
+        for part in self._parts(row)[:-1]:
             if int(part.stem) != done:
                 break
             try:

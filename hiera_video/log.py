@@ -25,7 +25,7 @@ class RunLog:
         self._board = None
         if folder is None:
             return
-        file = logging.FileHandler(folder / "log.txt")
+        file = logging.FileHandler(folder / "log.txt", errors="surrogateescape")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         console = logging.StreamHandler(_TqdmStream())
         console.setFormatter(logging.Formatter("%(message)s"))
@@ -119,6 +119,8 @@ class _TqdmStream:
     """Log lines above the bar instead of through it."""
 
     def write(self, text: str) -> None:
+        said = sys.stdout.encoding or "utf-8"
+        text = text.encode(said, "backslashreplace").decode(said)  # file names may be anything
         tqdm.write(text, file=sys.stdout, end="")
 
     def flush(self) -> None:

@@ -68,6 +68,8 @@ def extract_features(config: Config, *, shard: tuple[int, int] = (0, 1)) -> None
         output = Path(config.output)
         stage = FeaturesStage(config, world, output, shard=shard)
         folder = output if shard == (0, 1) else shard_folder(output, *shard)
+        if folder != output:  # jobs that share a list must make the same of it
+            world.on_main(lambda: claim_folder(output, config))
         log = open_run_folder(config, world, stage.lists, folder=folder)
         try:
             stage.run(log)
@@ -100,6 +102,7 @@ def open_run_folder(config: Config, world: World, lists: dict[str, VideoList], *
 def claim_folder(folder: Path, config: Config) -> None:
     """Writes config.yaml. Raises UserError if there is one that differs."""
     stored = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
     if stored.exists():
         changed = changed_keys(config, stored.read_text())
         if changed:
@@ -107,7 +110,7 @@ def claim_folder(folder: Path, config: Config) -> None:
                 f"{folder} holds a run of another config; these keys differ: {', '.join(changed)}; "
                 "set output to a new folder, or use the config of that run"
             )
-    with written_whole(stored) as temporary:
+    with written_whole(stored, shared=True) as temporary:
         temporary.write_text(to_yaml(config))
 
 

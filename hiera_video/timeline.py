@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hiera_video.data.dataset import Batch, ClipDataset
 from hiera_video.data.packets import VideoError
+from hiera_video.files import written_whole
 from hiera_video.scores import TOP, ranked
 
 ROWS = 8  # classes in the picture
@@ -33,7 +34,7 @@ def windows_of(dataset: ClipDataset, row: int) -> Iterator[Batch]:
 
 def write_csv(file: Path, times: np.ndarray, scores: torch.Tensor, names: list[str]) -> None:
     """`start_s,end_s,top1_class,top1_name,top1_score,..`"""
-    with open(file, "w", newline="") as f:
+    with written_whole(file) as temporary, open(temporary, "w", newline="") as f:
         writer = csv.writer(f)
         places = range(1, min(TOP, scores.shape[1]) + 1)
         writer.writerow(
@@ -64,7 +65,8 @@ def draw_picture(file: Path, times: np.ndarray, scores: torch.Tensor, names: lis
         second = first + (last - first) * k / 5
         x, text = NAMES + (second - first) * scale, clock(second)
         pen.text((min(x, WIDTH - 4 - font.getlength(text)), page.height - AXIS + 8), text, GREY, font)
-    page.save(file)
+    with written_whole(file) as temporary:
+        page.save(temporary, "PNG")
 
 
 def draw_video(
@@ -74,7 +76,8 @@ def draw_video(
     centres = times.mean(1)
     with (
         dataset.decoding.open(dataset.videos.path(row), "auto") as video,
-        av.open(str(file), "w") as container,
+        written_whole(file) as temporary,
+        av.open(str(temporary), "w", format="mp4") as container,
     ):
         grid, fps = video.info.grid(), video.info.fps
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "20"})

@@ -175,8 +175,15 @@ class TrainStage:
         model = build.build_model(self.name, self.arguments, seed=self.config.seed)
         load_weights(model, self._weights(), strict=True)
         model = model.to(self.world.device)
+        sample = build.uniform_sampler(self.config, 1)
         scores = score_videos(
-            self.config, model, self.val_videos, clips=1, crops=1, world=self.world, log=log, what="val"
+            *(self.config, model, self.val_videos),
+            sample=sample,
+            clips=1,
+            crops=1,
+            world=self.world,
+            log=log,
+            what="val",
         )
         accuracy = scores.accuracy(self.val_videos)
         if (accuracy["top1"] or 0.0) > self.best:
@@ -199,7 +206,9 @@ class TrainStage:
             part, bank = videos.subset(spread_rows(videos, config.mae.probe_videos)), FeatureBank()
             evaluate(
                 partial(build.predict_features, encoder, (), False),
-                build.test_loader(config, part, list(range(len(part))), clips=1, crops=1, world=world),
+                build.test_loader(
+                    config, part, list(range(len(part))), sample=build.uniform_sampler(config, 1), crops=1, world=world
+                ),
                 bank,
                 world=world,
                 mean=config.data.mean,
@@ -230,7 +239,8 @@ class TrainStage:
         model = build.build_model(self.name, self.arguments, seed=config.seed)
         load_weights(model, weights, strict=True)
         model = model.to(self.world.device).eval()
-        for batch in build.test_loader(config, first, list(range(len(first))), clips=1, crops=1, world=alone):
+        sample = build.uniform_sampler(config, 1)
+        for batch in build.test_loader(config, first, list(range(len(first))), sample=sample, crops=1, world=alone):
             for row, clip in zip(batch["index"].tolist(), batch["clip"] if batch["clip"] is not None else []):
                 mean, std = config.data.mean, config.data.std
                 clip = normalise(clip.to(self.world.device), mean, std)

@@ -4,8 +4,11 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,15 @@ def shapes(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("moving_shapes")
     moving_shapes.make_dataset(folder, train=32, val=9)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(shapes, tmp_path_factory) -> Path:
+    """A fine-tuning run of 4 steps, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    short = ["train.epochs=2", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+    start(f"data.root={shapes}", f"output={folder}", "init.weights=null", "stages=[train]", "train.val_every=0", *short)
     return folder
 
 
@@ -95,3 +107,14 @@ def finetune(shapes, tmp_path):
         return [f"data.root={shapes}", f"output={tmp_path / name}", "init.weights=null", *SHORT, *more]
 
     return overrides
+
+
+def killed_when(command: list[str], there: Callable[[], bool], **environment: str) -> None:
+    """Starts the command in a group of its own and kills all of it as soon as `there()`."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env={**os.environ, **environment})
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not there():
+        time.sleep(0.002)
+    assert process.poll() is None, "it ended before it was killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,9 +55,19 @@ def test_too_many_bad_videos_stop_the_run(odd_list, finetune, shapes, tool):
 def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
     lists = [f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
     lists += [f"data.train={odd_list / 'odd.csv'}", "data.max_bad_fraction=1"]
-    with pytest.raises(RunStopped, match="coverage"):
-        start(*finetune(), *lists, "test.min_coverage=0.9")
-    assert (odd_list / "run/test/metrics.json").exists(), "what was scored is kept"
+    metrics = odd_list / "run/test/metrics.json"
+    for _ in range(2):  # the same command does not take it for done
+        with pytest.raises(RunStopped, match="coverage"):
+            start(*finetune(), *lists, "test.min_coverage=0.9")
+        assert metrics.exists(), "what was scored is kept"
+    few = json.loads(metrics.read_text())
+    for name in few["missing"]:
+        shutil.copy(shapes / "train/disc_moving_left/00000.mp4", odd_list / name)
+    start(*finetune(), *lists, "test.min_coverage=0.9")
+    log, mended = (odd_list / "run/log.txt").read_text(), json.loads(metrics.read_text())
+    assert mended["missing"] == [] and f"{few['videos']} of {mended['videos']} videos are scored already" in log
+    start(*finetune(), *lists, "test.min_coverage=0.9")
+    assert "test: done already" in (odd_list / "run/log.txt").read_text()
 
 
 def test_loss_that_is_not_finite_stops_the_run(finetune):
@@ -83,6 +94,10 @@ def test_loss_that_is_not_finite_stops_the_run(finetune):
         (["data.num_frame=3"], "nearest is 'data.num_frames'"),
         (["test.short_side=32"], "test.short_side"),
         (["features.stages=[5]", "stages=[features]", "test.weights=x"], "features.stages"),
+        (["features.hop_s=0"], "features.hop_s=0.0 must be > 0"),
+        (["test.min_coverage=95"], "test.min_coverage=95.0 must be from 0 to 1"),
+        (["test.clip_sampler=pytorchvideo.uniform", "test.batch_size=2"], "test.batch_size must be 1"),
+        (["test.clip_sampler=pytorchvideo.uniform", "test.clip_sampler_args=[1,2,3]"], "test.clip_sampler_args"),
         (["stages=[test]"], "test.weights: no weights"),
         (["model.embed_dim=0"], "embed_dim=0"),
         (["init.weights=README.md"], "is no weight file"),

@@ -52,6 +52,13 @@ def test_without_maps_and_wrong_input(tmp_path, tool):
     write_features(tmp_path / "train", 12, seed=0, signal=4.0, maps=False)
     write_features(tmp_path / "val", 8, seed=1, signal=4.0, maps=False)
     assert "features.stages=[4]" in probe(tool, tmp_path, "--epochs", "5").stdout
+    kept = (tmp_path / "val/3.safetensors").read_bytes()
+    (tmp_path / "val/3.safetensors").unlink()
+    assert "3.safetensors is not there" in probe(tool, tmp_path, check=2).stderr
+    (tmp_path / "val/3.safetensors").write_bytes(kept)
+    for folder, sha256 in (("train", "1"), ("val", "2")):
+        (tmp_path / folder / "made_of.json").write_text(json.dumps({"weights": sha256}))
+    assert "features of different weights" in probe(tool, tmp_path, check=2).stderr
     (tmp_path / "val.csv").write_text("other.mp4 1\n")
     assert "has no label for any of its 9 videos" in probe(tool, tmp_path, check=2).stderr
     (tmp_path / "val/manifest.csv").unlink()

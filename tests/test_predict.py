@@ -54,6 +54,7 @@ def test_published_weights_need_a_name(shapes, tmp_path, tool):
     assert all(line.split("  ")[-1] in known for line in out.splitlines()[1:6])
     out = tool("tools/predict.py", *args, "--model", "hiera_tiny_16x224").stdout
     assert "class " in out
+    assert "takes images" in tool("tools/predict.py", *args, "--model", "hiera_tiny_224", check=2).stderr
     wrong = ("--model", "hiera_tiny_16x224", "--classes", "datasets/labels/k600.txt")
     assert "600 names, but the model has 400" in tool("tools/predict.py", *args, *wrong, check=2).stderr
 
@@ -69,6 +70,15 @@ def test_wrong_input(trained, shapes, tmp_path, tool):
     assert "holds no video" in tool("tools/predict.py", tmp_path / "empty", "--weights", trained, check=2).stderr
 
 
+def test_nothing_is_drawn_over_a_video(trained, shapes, tmp_path, tool):
+    shutil.copy(sorted(shapes.rglob("*.mp4"))[0], tmp_path / "a.mp4")
+    before = (tmp_path / "a.mp4").read_bytes()
+    more = ("--weights", trained, "--clips", "1", "--crops", "1", "--draw", tmp_path)
+    tool("tools/predict.py", tmp_path / "a.mp4", *more)
+    assert (tmp_path / "a.mp4").read_bytes() == before and (tmp_path / "a.drawn.mp4").exists()
+    assert "a.drawn.mp4 is one of the videos" in tool("tools/predict.py", tmp_path, *more, check=2).stderr
+
+
 def test_what_happens_when(trained, tmp_path, tool):
     """Every window's scores are the model's, on a video that is made of several; the drawn video has all frames."""
     frames = np.concatenate([moving_shapes.draw_video(k, k) for k in range(8)])[:, :, :95]  # an odd side
@@ -77,8 +87,8 @@ def test_what_happens_when(trained, tmp_path, tool):
     out = tmp_path / "out"
     more = ("--clips", "1", "--timeline", out, "--draw", out, "--hop-s", "0.5")
     said = tool("tools/predict.py", tmp_path / "long.mp4", "--weights", trained, *more).stdout
-    assert all(str(out / f"long.{ending}") in said for ending in ("csv", "png", "mp4"))
-    rows = list(csv.DictReader((out / "long.csv").open()))
+    assert all(str(out / f"long.{ending}") in said for ending in ("timeline.csv", "timeline.png", "drawn.mp4"))
+    rows = list(csv.DictReader((out / "long.timeline.csv").open()))
     starts = [float(row["start_s"]) for row in rows]
     assert starts[:3] == [0.0, 0.5, 1.0] and float(rows[-1]["end_s"]) == pytest.approx(192 / 30, abs=1e-3)
 
@@ -93,8 +103,8 @@ def test_what_happens_when(trained, tmp_path, tool):
             assert int(row["top1_class"]) == score.argmax()
             assert float(row["top1_score"]) == pytest.approx(float(score.max()), abs=1e-4)
         count = video.info.num_frames
-    with open_video(out / "long.mp4", "pyav") as drawn:
+    with open_video(out / "long.drawn.mp4", "pyav") as drawn:
         assert drawn.info.num_frames == count == 192
         dark = drawn.get([100])[0][-10:].mean(), drawn.get([100])[0][:64].mean()
     assert dark[0] != pytest.approx(dark[1], abs=2), "something is written at the bottom"
-    assert np.asarray(Image.open(out / "long.png")).std() > 5
+    assert np.asarray(Image.open(out / "long.timeline.png")).std() > 5

@@ -60,6 +60,21 @@ def test_two_ranks_train_as_one(tmp_path, finetune):
     assert parts == pytest.approx(one, abs=1e-4)
 
 
+def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
+    """As when the last video of a list is hours long."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        "from hiera_video.distributed import join_world\n"
+        "with join_world('cpu', wait_s=4) as world:\n"
+        "    world.barrier()\n"
+        "    time.sleep(6 * world.rank)\n"
+        "    assert world.share(len(world.gather(1))) == 2\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program]
+    subprocess.run(launch, cwd=ROOT, check=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.trial)])
 def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
     """FSDP2 against DDP, with AdamW, clipping, accumulation, an average and validation: losses, checkpoints, accuracy.

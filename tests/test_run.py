@@ -189,12 +189,20 @@ def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name)
     assert metrics["videos"] == 9 and metrics["views"] == [2, 1]
     scores = load_file(tmp_path / "run/test/scores.safetensors")["scores"]
     torch.testing.assert_close(scores.sum(1), torch.ones(9))
+    run(load_config(config, ["stages=[features]"]))
+    with open(tmp_path / "run/features/manifest.csv") as f:
+        rows = list(csv.DictReader(f))
+    first = load_file(tmp_path / "run/features" / rows[0]["file"])
+    assert len(rows) == 9 and all(row["status"] == "ok" for row in rows)
+    assert first["features"].shape[0] == int(rows[0]["num_clips"]) and first["features"].std() > 0
 
 
 def test_pytorchvideo_samplers_by_name(tmp_path, finetune):
     pytest.importorskip("pytorchvideo")
     sampler = ["data.clip_sampler=pytorchvideo.random", "test.clip_sampler=pytorchvideo.constant_clips_per_video"]
     start(*finetune(), *sampler, "test.clip_sampler_args=[2]", "train.val_every=1")
+    assert json.loads((tmp_path / "run/test/protocol.json").read_text())["clip"].endswith("constant_clips_per_video, 2")
+    assert "videos, one view each" in (tmp_path / "run/log.txt").read_text()
     metrics = json.loads((tmp_path / "run/test/metrics.json").read_text())
     assert metrics["videos"] == 9 and metrics["views"] == [2, 3]
 

@@ -6,11 +6,13 @@
 Each input is a folder with scores.safetensors and predictions.csv. Only videos that all of them scored are counted, the
 others are named. --weights gives each its share. Writes scores.safetensors, predictions.csv and metrics.json to --output;
 without labels its accuracy is null. --server: a line a video, `id;class;class;class;class;class`, best first; the id is
-the file's name without its ending (the format of the data set's own baseline code).
+the file's name without its ending (the format of the data set's own baseline code). Every listed video must have a score for
+it.
 """
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def read_test(folder: Path) -> Test:
     return {path: (label, score) for (path, label), score in zip(labels.items(), scores)}
 
 
+def missing_in(folder: Path) -> list[str]:
+    """Videos that the test could not score."""
+    try:
+        return json.loads((folder / "metrics.json").read_text()).get("missing", [])
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} is not the folder of a finished test: {e}") from e
+
+
 def combine(tests: list[Test], weights: list[float]) -> Test:
     """The weighted mean over the videos that all have, in the order of the first. Raises UserError."""
     common = [path for path in tests[0] if all(path in test for test in tests)]
@@ -74,6 +84,13 @@ def main() -> None:
         raise UserError("give --output, --server or both")
     tests = [read_test(folder) for folder in args.tests]
     combined = combine(tests, weights)
+    listed = {path for folder, test in zip(args.tests, tests) for path in [*test, *missing_in(folder)]}
+    lacking = sorted(listed - set(combined))
+    if args.server and lacking:
+        raise UserError(
+            f"--server: {len(lacking)} of {len(listed)} listed videos have no score ({', '.join(lacking[:5])}); mend them and "
+            "run the test again: the same command tries them again with test.min_coverage=1"
+        )
     for folder, test in zip(args.tests, tests):
         left_out = [path for path in test if path not in combined]
         if left_out:
@@ -89,7 +106,8 @@ def main() -> None:
         write_predictions(args.output / "predictions.csv", videos, range(len(paths)), scores)
         save_file({"scores": scores, "index": torch.arange(len(paths))}, args.output / "scores.safetensors")
         sources = {str(folder): weight for folder, weight in zip(args.tests, weights)}
-        write_json(args.output / "metrics.json", {**metrics, "videos": len(paths), "tests": sources})
+        metrics |= {"videos": len(paths), "videos_expected": len(listed), "missing": lacking, "tests": sources}
+        write_json(args.output / "metrics.json", metrics)
     if args.server:
         args.server.parent.mkdir(parents=True, exist_ok=True)
         lines = [";".join(map(str, [Path(p).stem, *top])) for p, top in zip(paths, ranked(scores).tolist())]

@@ -58,6 +58,8 @@ def probe_frozen(args: argparse.Namespace, arm: str, seed: int) -> None:
     for split in ("train", "val"):
         common = ["--cfg", args.pretrain, "--weights", weights, "--videos", args.data / f"{split}.csv"]
         run_tool(output, "extract_features.py", *common, "--output", output / split, root, "features.stages=[4]")
+    if (output / "probes.json").exists():
+        return
     lists = ("--lists", args.data / "train.csv", args.data / "val.csv")
     more = ("--seed", str(seed), "--json", output / "probes.json")
     run_tool(output, "probe.py", output / "train", output / "val", *lists, *more)
@@ -131,6 +133,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
+    if min(args.seeds, args.pretrain_epochs, args.probes, args.steps, args.batch, args.jobs) <= 0:
+        raise UserError("--seeds, --pretrain-epochs, --probes, --steps, --batch and --jobs must be > 0")
     videos = read_videos("train.csv", root=args.data)
     if min(args.budgets) < 1 or max(args.budgets) > len(videos):
         raise UserError(f"--budgets {args.budgets} must be between 1 and the {len(videos)} videos of {videos.source}")

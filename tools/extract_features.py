@@ -44,15 +44,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     args = parser.parse_intermixed_args()
     from hiera_video.config import load_config
+    from hiera_video.files import is_remote
     from hiera_video.run import extract_features
 
     config = load_config(args.cfg, args.overrides)
+    videos = args.videos if is_remote(args.videos) else str(Path(args.videos).resolve())
     config = dataclasses.replace(
         config,
         output=args.output,
         stages=("features",),
         test=dataclasses.replace(config.test, weights=args.weights),
-        features=dataclasses.replace(config.features, videos=str(Path(args.videos).resolve())),
+        features=dataclasses.replace(config.features, videos=videos),
     )
     extract_features(config, shard=shard_of(args.shard))
 

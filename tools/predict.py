@@ -7,9 +7,9 @@ Model, class names and clip format come from what the weight file says of itself
 model and a file with one class a line. Softmax scores are averaged over --clips clips x --crops crops (5 x 3 is the published
 protocol). Folders are searched for videos. A video that cannot be read is named on stderr; then the exit status is 2.
 
-What happens when, in videos of any length: --timeline DIR writes the top-5 of every window as <video>.csv and a picture of it,
-<video>.png; --draw DIR writes the video with the classes drawn on it, <video>.mp4. Windows follow each other, or begin every
---hop-s seconds.
+What happens when, in videos of any length: --timeline DIR writes the top-5 of every window as <video>.timeline.csv and a
+picture of it, <video>.timeline.png; --draw DIR writes the video with the classes drawn on it, <video>.drawn.mp4. Windows follow
+each other, or begin every --hop-s seconds.
 """
 
 import argparse
@@ -31,10 +31,11 @@ from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.packets import VideoError
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.errors import UserError, run_command
-from hiera_video.models.weights import read_weights
+from hiera_video.models.weights import classes_of, read_weights
 from hiera_video.models.zoo import create_model
+from hiera_video.scores import ranked
 
-TOP = 5
+TIMELINE, DREW = (".timeline.csv", ".timeline.png"), ".drawn.mp4"  # ends of names
 
 
 def find_videos(given: list[str]) -> list[str]:
@@ -69,19 +70,23 @@ def load_classifier(args: argparse.Namespace) -> tuple[nn.Module, list[str], Con
             f"--weights {args.weights} does not say what model it belongs to; give --model, such as hiera_base_16x224"
         )
     arguments = dict(known.get("arguments", {})) if name == known.get("name") else {}
-    heads = [t for key, t in state.items() if key.endswith(("head.projection.bias", "head.fc.bias"))]
-    if "num_classes" not in arguments and heads:
-        arguments["num_classes"] = len(heads[0])
+    if "num_classes" not in arguments and classes_of(state) is not None:
+        arguments["num_classes"] = classes_of(state)
     try:
         model = create_model(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except ValueError as e:
         raise UserError(f"--model: {e}") from e
+    if len(getattr(model, "input_size", (1, 1, 1))) != 3:
+        raise UserError(f"--model {name} takes images, not video")
     build.load_for_use(model, args.weights, key="--weights")
     classes = metadata.get("classes", [])
     if args.classes:
         if not args.classes.is_file():
             raise UserError(f"--classes: there is no file {args.classes}")
-        classes = args.classes.read_text(encoding="utf-8").splitlines()
+        try:
+            classes = args.classes.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as e:
+            raise UserError(f"--classes {args.classes}: not a text in UTF-8: {e}") from e
     count = arguments.get("num_classes")
     if classes and count and len(classes) != count:
         raise UserError(f"--classes: {len(classes)} names, but the model has {count} classes")
@@ -120,12 +125,12 @@ def write_timeline(
     when, what = np.concatenate(times), torch.cat(scores)
     if args.timeline:
         args.timeline.mkdir(parents=True, exist_ok=True)
-        written += [args.timeline / f"{name}.csv", args.timeline / f"{name}.png"]
+        written += [args.timeline / f"{name}{ending}" for ending in TIMELINE]
         timeline.write_csv(written[0], when, what, names)
         timeline.draw_picture(written[1], when, what, names, title=name)
     if args.draw:
         args.draw.mkdir(parents=True, exist_ok=True)
-        written.append(args.draw / f"{name}.mp4")
+        written.append(args.draw / f"{name}{DREW}")
         timeline.draw_video(written[-1], dataset, row, when, what, names)
     return written
 
@@ -159,7 +164,7 @@ def main() -> None:
     model = model.to(args.device).eval()
     config = dataclasses.replace(config, features=dataclasses.replace(config.features, hop_s=args.hop_s))
     videos, size = VideoList([os.path.abspath(p) for p in paths], [-1] * len(paths)), config.data.crop_size
-    samplers = (build.test_sampler(config, args.clips), args.crops), (build.window_sampler(config), 1)
+    samplers = (build.uniform_sampler(config, args.clips), args.crops), (build.window_sampler(config), 1)
     whole, windows = (
         ClipDataset(
             videos,
@@ -169,17 +174,22 @@ def main() -> None:
         )
         for sample, crops in samplers
     )
-    unread = []
-    for i, (path, name) in enumerate(zip(paths, file_names(paths))):
+    unread, names = [], file_names(paths)
+    if args.draw:
+        given = {Path(p).resolve() for p in paths}
+        for name in names:
+            if (args.draw / f"{name}{DREW}").resolve() in given:
+                raise UserError(f"--draw {args.draw}: {name}{DREW} is one of the videos; choose another folder")
+    for i, (path, name) in enumerate(zip(paths, names)):
         sample = whole[Key(0, i)]
         if "clip" not in sample:
             unread.append(path)
             print(f"{path}: {sample['bad'][0][1]}", file=sys.stderr)
             continue
-        best = scores_of(model, sample["clip"], config, args.device).mean(0).topk(min(TOP, len(classes) or TOP))
+        scores = scores_of(model, sample["clip"], config, args.device).mean(0)
         print(path)
-        for score, k in zip(best.values.tolist(), best.indices.tolist()):
-            print(f"  {score:7.2%}  {timeline.named(classes, k)}", flush=True)
+        for k in ranked(scores).tolist():
+            print(f"  {scores[k]:7.2%}  {timeline.named(classes, k)}", flush=True)
         if args.timeline or args.draw:
             try:
                 for file in write_timeline(args, model, windows, i, name, classes, config):

@@ -47,6 +47,11 @@ class Features:
         if not good:
             raise UserError(f"{folder}: {labels} has no label for any of its {len(lines)} videos")
         self.files = [folder / line["file"] for line in good]
+        gone = [file for file in self.files if not file.is_file()]
+        if gone:
+            raise UserError(f"{gone[0]} is not there, though manifest.csv names it; extract the features again")
+        card = folder / "made_of.json"
+        self.weights = json.loads(card.read_text())["weights"] if card.exists() else None
         self.labels = torch.tensor([label_of[line["path"]] for line in good])
         self.left_out = len(lines) - len(good)
 
@@ -61,6 +66,11 @@ class Features:
     def has_maps(self, stage: int) -> bool:
         with safe_open(self.files[0], "pt") as f:
             return f"stage{stage}" in set(f.keys()) and len(f.get_slice(f"stage{stage}").get_shape()) > 2
+
+    def shape(self) -> list[int]:
+        """Of a video's mean."""
+        with safe_open(self.files[0], "pt") as f:
+            return f.get_slice("features").get_shape()[1:]
 
     def count(self, row: int) -> int:
         with safe_open(self.files[row], "pt") as f:
@@ -148,6 +158,8 @@ def main() -> None:
     if min(args.neighbours, args.epochs, args.attentive_epochs, args.batch) < 1:
         raise UserError("--neighbours, --epochs, --attentive-epochs and --batch must be > 0")
     train, test = Features(args.train, args.lists[0]), Features(args.test, args.lists[1])
+    if train.shape() != test.shape() or train.weights != test.weights:
+        raise UserError(f"{args.train} and {args.test} hold features of different weights; extract both with the same")
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
     torch.manual_seed(args.seed)
     order = torch.randperm(len(train.files), generator=torch.Generator().manual_seed(args.seed))
@@ -165,6 +177,10 @@ def main() -> None:
         result["attentive"] = chosen(ATTENTIVE_RATES, scores, train, test, split[1])
     else:
         print(f"no attentive probe: the features hold no whole maps; extract them with features.stages=[{args.stage}]")
+    for name, row in result.items():
+        tried = [r["rate"] for r in row.get("by_rate", [])]
+        if tried and row["rate"] in (tried[0], tried[-1]):
+            print(f"{name}: the best rate, {row['rate']:g}, is at the end of those tried; one beyond it may be better")
     print("\n| probe | rate | top-1 | top-5 |\n|---|---|---|---|")
     for name, row in result.items():
         print(f"| {name} | {row.get('rate', '')} | {row['top1']:.2f} | {row['top5']:.2f} |")

@@ -67,7 +67,7 @@ def main() -> None:
     if args.videos < 1 or args.frames < 1 or args.step < 0:
         raise UserError("--videos and --frames must be > 0, and --step >= 0")
     with tempfile.TemporaryDirectory() as folder:  # what a run would leave
-        size = [f"train.batch_size={args.videos}", f"test.batch_size={args.videos}", "data.num_workers=0"]
+        size = [f"{args.split}.batch_size={args.videos}", "data.num_workers=0"]
         show(load_config(args.cfg, [*args.overrides, *size, f"stages=[{args.split}]", f"output={folder}"]), args)
 
 
@@ -80,8 +80,8 @@ def show(config: Config, args: argparse.Namespace) -> None:
                 config, videos, steps=args.step + 1, first_step=args.step, world=world, num_classes=None
             )
         else:
-            rows, views = list(range(len(videos))), dict(clips=config.test.clips, crops=config.test.crops)
-            batches = build.test_loader(config, videos, rows, **views, world=world)
+            rows, sample = list(range(len(videos))), build.test_sampler(config)
+            batches = build.test_loader(config, videos, rows, sample=sample, crops=config.test.crops, world=world)
         batch = next(iter(batches))
     for row, reason in batch["bad"]:
         print(f"bad video: {videos.written(row)}: {reason}")

@@ -45,7 +45,7 @@ def middle_clip(config: Config, video: Path) -> torch.Tensor:
         raise UserError(f"there is no video {video}")
     size = config.data.crop_size
     crops = EvalCrops(short_side=config.test.short_side or size, size=size, num_crops=1)
-    sample = build.test_sampler(config, 1)
+    sample = build.uniform_sampler(config, 1)
     dataset = ClipDataset(
         VideoList([str(video)], [-1]),
         sample=sample,

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from hiera_video.data.annotations import VideoList
-from hiera_video.data.decode_process import BoundedReader, DecodeFailure, DecodeProcess
-from hiera_video.data.packets import VideoError
+from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
+from hiera_video.data.packets import VideoError, VideoInfo
 from hiera_video.data.quarantine import Quarantine
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import Transform
@@ -38,8 +38,9 @@ OTHER_BACKEND = {
     "torchcodec": "pyav",
 }  # after one hung or crashed
 MAX_SUBSTITUTES = 100  # rows tried in the place of one bad row, before the list itself must be at fault
-CHUNK_BYTES, MOST_CLIPS = 256 << 20, 16  # of one chunk: decoded frames, clips
+CHUNK_BYTES, MOST_CLIPS = 256 << 20, 15  # of one chunk: decoded frames, clips
 Batch = dict[str, Any]
+Get = Callable[[np.ndarray], np.ndarray]  # frame numbers, sorted -> frames [N, H, W, C]
 
 
 class Key(NamedTuple):
@@ -108,7 +109,7 @@ class ClipDataset(Dataset):
         path = self.videos.path(row)
         reason = self.quarantine.reason(path)
         if reason is not None:
-            raise VideoError(f"in quarantine: {reason}")
+            raise VideoError(reason)  # the same words as when it was found, so that results do not depend on when
         try:
             return local(path)
         except OSError as e:
@@ -120,13 +121,13 @@ class ClipDataset(Dataset):
             grid = info.grid()
             # All draws of frames come first, then one decode of their sorted union, then one draw a view.
             clips = grid[np.concatenate([self.sample(len(grid), info.fps, rng) for _ in range(self.repeats)])]
-            return self._cut(video, clips, rng)
+            return self._cut(info, video.get, clips, rng)
 
-    def _cut(self, video: BoundedReader, clips: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """Views of the frames `clips` [clips, T], from one decode."""
+    def _cut(self, info: VideoInfo, get: Get, clips: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """Views of the frames `clips` [clips, T], from one call of `get`."""
         needed, back = np.unique(clips, return_inverse=True)
-        frames = torch.from_numpy(video.get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
-        times, frame_s = video.info.times, 1 / video.info.fps  # a clip ends when its last frame does
+        frames = torch.from_numpy(get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
+        times, frame_s = info.times, 1 / info.fps  # a clip ends when its last frame does
         views = [self.transform(_pick(frames, rows), rng) for rows in back.reshape(clips.shape)]
         clip = torch.cat([v.clips for v in views])
         return {
@@ -164,11 +165,33 @@ class ClipDataset(Dataset):
             clips = grid[self.sample(len(grid), video.info.fps, rng)]
             frame_bytes = video.get([clips[0, 0]]).nbytes
             size = max(1, min(MOST_CLIPS, CHUNK_BYTES // (frame_bytes * clips.shape[1])))
+            frames = Overlapping(video.get)
             for start in range(first, len(clips), size):
-                sample = self._cut(video, clips[start : start + size], rng)
+                sample = self._cut(video.info, frames.get, clips[start : start + size], rng)
                 sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
                 last = start + size >= len(clips)
                 yield collate([sample]) | {"first": start, "total": len(clips), "requested": int(last)}
+
+
+class Overlapping:
+    """Frames of a video, part after part: what a part shares with the one before is not decoded again."""
+
+    def __init__(self, get: Get):
+        self._get = get
+        self._indices, self._frames = np.zeros(0, np.int64), np.zeros(0, np.uint8)  # of the part before
+
+    def get(self, needed: np.ndarray) -> np.ndarray:
+        """needed: sorted."""
+        held = np.isin(needed, self._indices)
+        if held.any():
+            frames = np.empty((len(needed), *self._frames.shape[1:]), np.uint8)
+            frames[held] = self._frames[np.searchsorted(self._indices, needed[held])]
+            if not held.all():
+                frames[~held] = self._get(needed[~held])
+        else:
+            frames = self._get(needed)
+        self._indices, self._frames = needed, frames
+        return frames
 
 
 class ChunkStream(IterableDataset):

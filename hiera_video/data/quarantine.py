@@ -31,7 +31,9 @@ class Quarantine:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line.getvalue().encode())  # one write: lines of several workers do not mix
+            os.write(
+                descriptor, line.getvalue().encode(errors="surrogateescape")
+            )  # one write: lines of several workers do not mix
         finally:
             os.close(descriptor)
 
@@ -41,5 +43,5 @@ class Quarantine:
             return
         content = self._file.read_bytes()
         self._read_bytes = len(content)
-        rows = csv.reader(io.StringIO(content.decode(errors="replace")))
+        rows = csv.reader(io.StringIO(content.decode(errors="surrogateescape")))
         self._reasons |= {row[0]: row[1] for row in rows if len(row) == 2}

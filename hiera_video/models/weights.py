@@ -22,6 +22,7 @@ from hiera_video.models.resize import fit_to_model
 
 METADATA_KEY = "hiera_video"
 WRAPPERS = ("model_state", "model", "state_dict", "module")  # keys under which training codes keep the weights
+HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official and timm
 PREFIXES = ("module.", "_orig_mod.", "encoder.")  # left by DataParallel, torch.compile and encoders inside other models
 TIMM = {"head.norm.": "norm.", "head.fc.": "head.projection."}  # timm's names of the image models -> official
 OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
@@ -78,6 +79,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
         raise ValueError(f"{file} is no weight file: neither safetensors nor a pickle of nothing but tensors") from e
     return _unwrap(state, str(file)), {}
+
+
+def classes_of(state: Mapping[str, Tensor]) -> int | None:
+    """How many classes the head of a Hiera's state dict has; None without one."""
+    biases = [t for name, t in state.items() if name.endswith(HEAD_BIASES)]
+    return len(biases[0]) if biases else None
 
 
 def metadata_entry(metadata: Mapping[str, Any]) -> dict[str, str]:
