@@ -81,9 +81,9 @@ def tool():
 
 def refused(script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a tool in this process, as the main program, and asserts that it exits with 2."""
-    before, argv, said = os.getcwd(), sys.argv, [io.StringIO(), io.StringIO()]
+    before, argv, path, said = os.getcwd(), sys.argv, sys.path, [io.StringIO(), io.StringIO()]
     os.chdir(ROOT)
-    sys.argv = [script, *arguments]
+    sys.argv, sys.path = [script, *arguments], [str((ROOT / script).parent), *sys.path]
     try:
         with (
             contextlib.redirect_stdout(said[0]),
@@ -93,7 +93,7 @@ def refused(script: str, *arguments: str) -> subprocess.CompletedProcess:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
         os.chdir(before)
-        sys.argv = argv
+        sys.argv, sys.path = argv, path
     out, err = (s.getvalue() for s in said)
     assert stopped.value.code == 2, f"exit {stopped.value.code}\n{out[-2000:]}\n{err[-2000:]}"
     return subprocess.CompletedProcess(sys.argv, 2, out, err)

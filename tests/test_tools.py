@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from hiera_video.data.video import open_video
+
 TOOLS = sorted(str(p.relative_to(ROOT)) for folder in ("tools", "datasets") for p in (ROOT / folder).glob("*.py"))
 
 
@@ -26,6 +28,16 @@ def test_moving_shapes_are_repeatable_and_apart(tmp_path):
 
     assert (moving_shapes.draw_video(3, 5) == moving_shapes.draw_video(3, 5)).all()
     assert (moving_shapes.draw_video(3, 5) != moving_shapes.draw_video(3, 1_000_005)).any()
+    files = []
+    for folder in ("a", "b"):
+        moving_shapes.make_dataset(tmp_path / folder, train=40, val=8)
+        files.append([f.read_bytes() for f in sorted((tmp_path / folder).rglob("*.*"))])
+        for file in (tmp_path / folder).rglob(
+            "*.mp4"
+        ):  # it was what memory held that made the encoder give other bytes
+            with open_video(file, "pyav") as video:
+                video.get([0, 1])
+    assert files[0] == files[1]
     frames = moving_shapes.draw_video(moving_shapes.CLASSES.index("disc moving right"), 0).astype(float).sum(-1)
     places = [(f * (f > 400)).sum(0).argmax() for f in (frames[4], frames[-4])]
     assert places[1] > places[0] + 10, "it moves right"
