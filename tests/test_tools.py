@@ -29,7 +29,7 @@ def test_moving_shapes_are_repeatable_and_apart(tmp_path):
     assert (moving_shapes.draw_video(3, 5) == moving_shapes.draw_video(3, 5)).all()
     assert (moving_shapes.draw_video(3, 5) != moving_shapes.draw_video(3, 1_000_005)).any()
     files = []
-    for folder in ("a", "b"):
+    for folder in ("one", "two"):
         moving_shapes.make_dataset(tmp_path / folder, train=40, val=8)
         files.append([f.read_bytes() for f in sorted((tmp_path / folder).rglob("*.*"))])
         for file in (tmp_path / folder).rglob(
