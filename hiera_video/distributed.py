@@ -127,8 +127,7 @@ def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
 def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World]:
     """One rank of a `torchrun` (its environment says which), or a world of one; never fewer ranks than that says.
 
-    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start, and in a training
-    step. Raises UserError.
+    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start, and in a training step. Raises UserError.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -83,7 +83,7 @@ class FeatureFiles:
                 _write(whole, average(load_file(part) for part in self._parts(row)))
             else:
                 join(self._parts(row), whole)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another job may be clearing it
         self.status[row] = "ok"
 
     def missing(self, row: int, reason: str) -> None:

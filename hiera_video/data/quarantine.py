@@ -30,10 +30,9 @@ class Quarantine:
         csv.writer(line, lineterminator="\n").writerow([path, reason])
         self._file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        content = line.getvalue().encode(errors="surrogateescape")
         try:
-            os.write(
-                descriptor, line.getvalue().encode(errors="surrogateescape")
-            )  # one write: lines of several workers do not mix
+            os.write(descriptor, content)  # one write: lines of several workers do not mix
         finally:
             os.close(descriptor)
 
