@@ -180,7 +180,7 @@ def test_killed_when_all_parts_are_there(long_video, tmp_path, weights, tool, mo
     command, whole = extract(long_video, tmp_path / "run", weights, *more), tmp_path / "whole/000000_long.safetensors"
     subprocess.run(extract(long_video, tmp_path / "whole", weights, *more), cwd=ROOT, check=True)
 
-    def dies(*_):
+    def dies(*_, **__):
         raise KeyboardInterrupt
 
     for place, name in ((features, step), (features.shutil, "rmtree")):
