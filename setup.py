@@ -5,7 +5,13 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hiera_video/__init__.py").read_text())[1]
-TEST = ["hiera-transformer>=0.1.4", "pytest>=8", "pytest-timeout>=2", "pytest-xdist>=3.5", "ruff>=0.6"]
+TEST = [
+    "hiera-transformer>=0.1.4",
+    "pytest>=8",
+    "pytest-timeout>=2",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+]
 
 setup(
     name="hiera_video",

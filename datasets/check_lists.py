@@ -2,10 +2,11 @@
 
     python datasets/check_lists.py /k400/train.csv /k400/val.csv --classes datasets/labels/k400.txt
 
-Of each list: files that are not there, videos that stand in it twice, labels out of range or missing, classes without a
-video. Between lists: videos that stand in two of them, by path, by file name, and, with --content, by their bytes. Relative
-paths are under --root, by default the folder of each list. Exit status 0 if nothing was found, 2 if something was.
-tools/check_videos.py decodes the videos; this only looks at lists and names.
+Of each list: files that are not there, videos that stand in it twice, labels out of range or
+missing, classes without a video. Between lists: videos that stand in two of them, by path, by file
+name, and, with --content, by their bytes. Relative paths are under --root, by default the folder of
+each list. Exit status 0 if nothing was found, 2 if something was. tools/check_videos.py decodes the
+videos; this only looks at lists and names.
 """
 
 import argparse
@@ -15,12 +16,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
+# a plain checkout works without installing it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from hiera_video.data.annotations import VideoList, read_videos
-from hiera_video.errors import UserError, run_command
+from hiera_video.data.lists import VideoList, read_videos
+from hiera_video.system.errors import UserError, run_command
 
 SHOWN = 5  # examples of each kind of problem
 
@@ -39,17 +41,25 @@ class Findings:
 def check_list(videos: VideoList, name: str, classes: list[str] | None, findings: Findings) -> None:
     paths = [videos.written(i) for i in range(len(videos))]
     there = tqdm(range(len(videos)), desc=name, unit="files", disable=not sys.stderr.isatty())
-    findings.say(f"missing files in {name}", [paths[i] for i in there if not os.path.exists(videos.path(i))])
+    findings.say(
+        f"missing files in {name}", [paths[i] for i in there if not os.path.exists(videos.path(i))]
+    )
     findings.say(f"repeated videos in {name}", [p for p, n in Counter(paths).items() if n > 1])
     unlabelled = [p for p, label in zip(paths, videos.labels) if label == -1]
     if len(unlabelled) < len(paths):
         findings.say(f"videos without a label in {name}", unlabelled)
     if classes is None or len(unlabelled) == len(paths):
         return
-    wrong = [f"{p} {label}" for p, label in zip(paths, videos.labels) if label < -1 or label >= len(classes)]
+    wrong = [
+        f"{p} {label}"
+        for p, label in zip(paths, videos.labels)
+        if label < -1 or label >= len(classes)
+    ]
     findings.say(f"labels outside 0 to {len(classes) - 1} in {name}", wrong)
     seen = set(videos.labels.tolist())
-    findings.say(f"classes without a video in {name}", [c for k, c in enumerate(classes) if k not in seen])
+    findings.say(
+        f"classes without a video in {name}", [c for k, c in enumerate(classes) if k not in seen]
+    )
 
 
 def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: Findings) -> None:
@@ -67,8 +77,13 @@ def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: 
                     by_size.setdefault(os.path.getsize(path), []).append(path)
         shared = sorted(sizes[0].keys() & sizes[1].keys())  # only files of equal size are read
         hashes = [{_hash(p): p for size in shared for p in by_size[size]} for by_size in sizes]
-        twins = [f"{hashes[0][h]} = {hashes[1][h]}" for h in sorted(hashes[0].keys() & hashes[1].keys())]
-        findings.say(f"files of equal content in {names}", [t for t in twins if len(set(t.split(" = "))) == 2])
+        twins = [
+            f"{hashes[0][h]} = {hashes[1][h]}" for h in sorted(hashes[0].keys() & hashes[1].keys())
+        ]
+        findings.say(
+            f"files of equal content in {names}",
+            [t for t in twins if len(set(t.split(" = "))) == 2],
+        )
 
 
 def _hash(path: str) -> str:
@@ -80,19 +95,26 @@ def _hash(path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lists", type=Path, nargs="+")
     parser.add_argument("--root", type=Path, help="folder of relative paths; default: each list's")
     parser.add_argument("--classes", type=Path, help="one class name a line")
-    parser.add_argument("--content", action="store_true", help="also look for equal files under different names")
+    parser.add_argument(
+        "--content", action="store_true", help="also look for equal files under different names"
+    )
     args = parser.parse_args()
     for file in [*args.lists, *([args.classes] if args.classes else [])]:
         if not file.exists():
             raise UserError(f"there is no file {file}")
     classes = args.classes.read_text(encoding="utf-8").splitlines() if args.classes else None
-    findings, lists = Findings(), {}
+    findings = Findings()
+    lists = {}
     for file in args.lists:
-        lists[str(file)] = read_videos(file.absolute(), root=args.root or file.absolute().parent, key="list")
+        lists[str(file)] = read_videos(
+            file.absolute(), root=args.root or file.absolute().parent, key="list"
+        )
         check_list(lists[str(file)], str(file), classes, findings)
     names = list(lists)
     for k, a in enumerate(names):
@@ -100,7 +122,9 @@ def main() -> None:
             check_pair(lists[a], lists[b], f"{a} and {b}", args.content, findings)
     total = sum(map(len, lists.values()))
     if findings.count:
-        raise UserError(f"{findings.count} problems in {len(lists)} lists of {total} videos (named above)")
+        raise UserError(
+            f"{findings.count} problems in {len(lists)} lists of {total} videos (named above)"
+        )
     print(f"nothing wrong in {len(lists)} lists of {total} videos")
 
 

@@ -2,12 +2,13 @@
 
     python datasets/resize_videos.py /k400/train.csv /k400/val.csv --output /k400_256 --short-side 256
 
-H.264 with the short side given (never enlarged), a keyframe every --keyframes frames, in between one frame in four that others
-build on (PyAV and `auto` do not decode the rest unless a clip wants them), no loop filter (tune fastdecode), no sound; frames,
-their times and their order stay, a rotation is applied. Writes the videos
-under --output with the same relative paths (suffix .mp4), the lists beside them, and failed.csv (path,reason). Each video is
-made in a process that is killed after --timeout seconds, counted again, and only then given its name: the same command goes
-on where it was stopped, and a damaged video is left out of the new lists. At the end it says what was saved.
+H.264 with the short side given (never enlarged), a keyframe every --keyframes frames, in between
+one frame in four that others build on (PyAV and `auto` do not decode the rest unless a clip wants
+them), no loop filter (tune fastdecode), no sound; frames, their times and their order stay, a
+rotation is applied. Writes the videos under --output with the same relative paths (suffix .mp4),
+the lists beside them, and failed.csv (path,reason). Each video is made in a process that is killed
+after --timeout seconds, counted again, and only then given its name: the same command goes on where
+it was stopped, and a damaged video is left out of the new lists. At the end it says what was saved.
 """
 
 import argparse
@@ -20,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a plain checkout works without installing it
+# a plain checkout works without installing it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import av
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.data.annotations import VideoList, read_videos
-from hiera_video.data.packets import VideoError
+from hiera_video.data.decode.readers import inspect_video, open_video
+from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.data.sampling import random_clip
-from hiera_video.data.video import inspect_video, open_video
-from hiera_video.errors import UserError, run_command
+from hiera_video.system.errors import UserError, VideoError, run_command
 
 SAMPLED = 8  # videos whose clips are timed before and after
 
@@ -42,34 +43,55 @@ def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def reencode(source: str, target: Path, *, short_side: int, keyframes: int, crf: int) -> None:
-    """Raises VideoError for a frame that does not decode, and when the result has another number of frames."""
+    """Raises VideoError for a frame that does not decode, and when the result has another number of
+    frames.
+    """
     with open_video(source, "pyav") as video:
         frames, height, width = video.info.num_frames, *video.get([0]).shape[1:3]
         step = 1 / Fraction(video.info.fps).limit_denominator(100_000)
         size = target_size(height, width, short_side)
-        stamps = np.round(video.info.times / float(step) * 1000).astype(np.int64)  # a thousandth of a frame
-        with av.open(str(target), "w", format="mp4", container_options={"movflags": "faststart"}) as container:
+        # a thousandth of a frame
+        stamps = np.round(video.info.times / float(step) * 1000).astype(np.int64)
+        with av.open(
+            str(target), "w", format="mp4", container_options={"movflags": "faststart"}
+        ) as container:
             stream = container.add_stream("libx264", rate=1 / step)
             stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
             stream.codec_context.time_base = step / 1000
             stream.codec_context.thread_count = 1
             groups = "scenecut=0:open-gop=0:bframes=3:b-adapt=0:b-pyramid=none"
-            options = {"preset": "medium", "tune": "fastdecode", "crf": crf, "g": keyframes, "x264-params": groups}
+            options = {
+                "preset": "medium",
+                "tune": "fastdecode",
+                "crf": crf,
+                "g": keyframes,
+                "x264-params": groups,
+            }
             stream.options = {k: str(v) for k, v in options.items()}
             for first in range(0, frames, 32):  # bounded memory
-                for k, image in enumerate(video.get(np.arange(first, min(first + 32, frames))), start=first):
+                for k, image in enumerate(
+                    video.get(np.arange(first, min(first + 32, frames))), start=first
+                ):
                     frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                    frame = frame.reformat(size[1], size[0], "yuv420p", interpolation="AREA", threads=1)
-                    frame.pts, frame.time_base = int(stamps[k]), step / 1000
+                    frame = frame.reformat(
+                        size[1], size[0], "yuv420p", interpolation="AREA", threads=1
+                    )
+                    frame.pts = int(stamps[k])
+                    frame.time_base = step / 1000
                     container.mux(stream.encode(frame))
             container.mux(stream.encode())
     report = inspect_video(target)
     if report.frames != frames or report.damage or (report.height, report.width) != size:
-        raise VideoError(f"the new file has {report.frames} frames of {report.width}x{report.height} {report.damage}")
+        raise VideoError(
+            f"the new file has {report.frames} frames of {report.width}x{report.height} "
+            f"{report.damage}"
+        )
 
 
 class Resizer:
-    """One video after the other, each in a process of its own. Returns why it failed; empty if it is there."""
+    """One video after the other, each in a process of its own. Returns why it failed; empty if it
+    is there.
+    """
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -80,7 +102,11 @@ class Resizer:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         args = self.args
         target.parent.mkdir(parents=True, exist_ok=True)
-        settings = [f"--short-side={args.short_side}", f"--keyframes={args.keyframes}", f"--crf={args.crf}"]
+        settings = [
+            f"--short-side={args.short_side}",
+            f"--keyframes={args.keyframes}",
+            f"--crf={args.crf}",
+        ]
         command = [sys.executable, __file__, "--one", source, str(temporary), *settings]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout)
@@ -90,7 +116,11 @@ class Resizer:
         if done.returncode:
             temporary.unlink(missing_ok=True)
             lines = done.stderr.strip().splitlines()
-            return lines[-1].removeprefix("error: ") if lines else f"the process ended with {done.returncode}"
+            return (
+                lines[-1].removeprefix("error: ")
+                if lines
+                else f"the process ended with {done.returncode}"
+            )
         temporary.replace(target)
         return ""
 
@@ -101,7 +131,8 @@ def new_name(written: str) -> str:
 
 def clip_ms(paths: list[str]) -> float:
     """Mean time of a 16x4 clip."""
-    rng, spent = np.random.default_rng(0), 0.0
+    rng = np.random.default_rng(0)
+    spent = 0.0
     for path in paths:
         for _ in range(4):
             began = time.perf_counter()
@@ -117,39 +148,58 @@ def resize_lists(lists: dict[str, VideoList], args: argparse.Namespace) -> None:
         for i in range(len(videos)):
             written = videos.written(i)
             if os.path.isabs(written) or ".." in Path(written).parts:
-                raise UserError(f"{videos.source}: {written} is not below --root; lists need paths relative to it")
+                raise UserError(
+                    f"{videos.source}: {written} is not below --root; lists need paths relative to "
+                    "it"
+                )
             source = jobs.setdefault(args.output / new_name(written), videos.path(i))
             if source != videos.path(i):
-                raise UserError(f"{videos.source}: {written} and {source} would both become {new_name(written)}")
+                raise UserError(
+                    f"{videos.source}: {written} and {source} would both become {new_name(written)}"
+                )
     with ThreadPoolExecutor(args.workers) as pool:
         results = pool.map(Resizer(args), jobs.values(), jobs)
-        shown = tqdm(zip(jobs, results), total=len(jobs), unit="videos", disable=not sys.stderr.isatty())
+        shown = tqdm(
+            zip(jobs, results), total=len(jobs), unit="videos", disable=not sys.stderr.isatty()
+        )
         failed = {}
         for target, why in shown:
             if why:
                 failed[target] = why
                 tqdm.write(f"left out: {jobs[target]}: {why}")
     with open(args.output / "failed.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("path", "reason"), *((jobs[t], why) for t, why in failed.items())])
+        csv.writer(f).writerows(
+            [("path", "reason"), *((jobs[t], why) for t, why in failed.items())]
+        )
     for name, videos in lists.items():
-        rows = [i for i in range(len(videos)) if args.output / new_name(videos.written(i)) not in failed]
+        rows = [
+            i for i in range(len(videos)) if args.output / new_name(videos.written(i)) not in failed
+        ]
         labels = [f" {videos.label(i)}" if videos.label(i) != -1 else "" for i in rows]
         lines = [f"{new_name(videos.written(i))}{label}\n" for i, label in zip(rows, labels)]
         (args.output / name).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     done = [t for t in jobs if t not in failed]
     if not done:
-        raise UserError(f"none of the {len(jobs)} videos could be made; {args.output / 'failed.csv'} says why")
-    before, after = (sum(os.path.getsize(p) for p in paths) for paths in ([jobs[t] for t in done], done))
+        raise UserError(
+            f"none of the {len(jobs)} videos could be made; {args.output / 'failed.csv'} says why"
+        )
+    before, after = (
+        sum(os.path.getsize(p) for p in paths) for paths in ([jobs[t] for t in done], done)
+    )
     sampled = [done[i] for i in np.linspace(0, len(done) - 1, min(SAMPLED, len(done))).astype(int)]
     ms = [clip_ms([jobs[t] for t in sampled]), clip_ms([str(t) for t in sampled])]
     print(
-        f"{len(done)} of {len(jobs)} videos in {args.output}: {before / 2**20:.1f} MiB -> {after / 2**20:.1f} MiB; a 16x4 clip "
-        f"{ms[0]:.1f} ms -> {ms[1]:.1f} ms, {ms[0] / ms[1]:.1f} times cheaper ({len(sampled)} videos sampled)"
+        f"{len(done)} of {len(jobs)} videos in {args.output}: {before / 2**20:.1f} MiB -> "
+        f"{after / 2**20:.1f} MiB; a 16x4 clip "
+        f"{ms[0]:.1f} ms -> {ms[1]:.1f} ms, {ms[0] / ms[1]:.1f} times cheaper ({len(sampled)} "
+        "videos sampled)"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lists", type=Path, nargs="*", help="`path label` a line")
     parser.add_argument("--root", type=Path, help="folder of relative paths; default: each list's")
     parser.add_argument("--output", type=Path, help="folder of the new videos and lists")
@@ -158,7 +208,8 @@ def main() -> None:
     parser.add_argument("--crf", type=int, default=20, help="quality; smaller is better and larger")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one video")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # the process of one video: source, target
+    # the process of one video: source, target
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = {"short_side": args.short_side, "keyframes": args.keyframes, "crf": args.crf}
     if args.one:
@@ -175,12 +226,19 @@ def main() -> None:
     if len({file.name for file in args.lists}) < len(args.lists):
         raise UserError("two of the lists have the same name")
     lists = {
-        file.name: read_videos(file.absolute(), root=args.root or file.absolute().parent, key="list")
+        file.name: read_videos(
+            file.absolute(), root=args.root or file.absolute().parent, key="list"
+        )
         for file in args.lists
     }
     args.output.mkdir(parents=True, exist_ok=True)
-    if any((args.output / name).exists() and (args.output / name).samefile(f) for name, f in zip(lists, args.lists)):
-        raise UserError(f"--output {args.output} is the folder of the lists themselves; give another")
+    if any(
+        (args.output / name).exists() and (args.output / name).samefile(f)
+        for name, f in zip(lists, args.lists)
+    ):
+        raise UserError(
+            f"--output {args.output} is the folder of the lists themselves; give another"
+        )
     resize_lists(lists, args)
 
 

@@ -1,4 +1,6 @@
-"""Shared pieces: a small MovingShapes, real clips where there are any, and tools run as a user runs them."""
+"""Shared pieces: a small MovingShapes, real clips where there are any, and tools run as a user runs
+them.
+"""
 
 import contextlib
 import io
@@ -17,16 +19,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
 
 # A run of a few seconds: overrides on top of the demo's configs.
-SHORT = ["train.epochs=2", "train.log_every=2", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+SHORT = [
+    "train.epochs=2",
+    "train.log_every=2",
+    "model.embed_dim=16",
+    "model.stages=[1,1,1,1]",
+    "data.num_workers=0",
+]
 
 
-FINETUNE, PRETRAIN = "configs/demo/finetune.yaml", "configs/demo/pretrain.yaml"
+FINETUNE = "configs/demo/finetune.yaml"
+PRETRAIN = "configs/demo/pretrain.yaml"
 
 
 def start(*overrides: str, cfg: str = FINETUNE) -> None:
     """The main job in this process, where its exceptions can be looked at."""
     from hiera_video.config import load_config
-    from hiera_video.run import run
+    from hiera_video.stages.run import run
 
     run(load_config(ROOT / cfg, overrides))
 
@@ -46,7 +55,14 @@ def weights(shapes, tmp_path_factory) -> Path:
     """A fine-tuning run of 4 steps, with two checkpoints."""
     folder = tmp_path_factory.mktemp("weights") / "run"
     short = ["train.epochs=2", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
-    start(f"data.root={shapes}", f"output={folder}", "init.weights=null", "stages=[train]", "train.val_every=0", *short)
+    start(
+        f"data.root={shapes}",
+        f"output={folder}",
+        "init.weights=null",
+        "stages=[train]",
+        "train.val_every=0",
+        *short,
+    )
     return folder
 
 
@@ -63,17 +79,24 @@ def clips() -> Path:
 def tool():
     """Runs `python tools/... ` from the repository root; returns the finished process.
 
-    Wrong input (check=2) is tried in this process, which spares the imports; test_bad_input.py has it in one of its own.
+    Wrong input (check=2) is tried in this process, which spares the imports; test_bad_input.py has
+    it in one of its own.
     """
 
     def run(*command: str, check: int | None = 0) -> subprocess.CompletedProcess:
         if check == 2:
             return refused(*map(str, command))
         done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=280,
         )
         if check is not None:
-            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            assert done.returncode == check, (
+                f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            )
         return done
 
     return run
@@ -81,9 +104,13 @@ def tool():
 
 def refused(script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a tool in this process, as the main program, and asserts that it exits with 2."""
-    before, argv, path, said = os.getcwd(), sys.argv, sys.path, [io.StringIO(), io.StringIO()]
+    before = os.getcwd()
+    argv = sys.argv
+    path = sys.path
+    said = [io.StringIO(), io.StringIO()]
     os.chdir(ROOT)
-    sys.argv, sys.path = [script, *arguments], [str((ROOT / script).parent), *sys.path]
+    sys.argv = [script, *arguments]
+    sys.path = [str((ROOT / script).parent), *sys.path]
     try:
         with (
             contextlib.redirect_stdout(said[0]),
@@ -93,7 +120,8 @@ def refused(script: str, *arguments: str) -> subprocess.CompletedProcess:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
         os.chdir(before)
-        sys.argv, sys.path = argv, path
+        sys.argv = argv
+        sys.path = path
     out, err = (s.getvalue() for s in said)
     assert stopped.value.code == 2, f"exit {stopped.value.code}\n{out[-2000:]}\n{err[-2000:]}"
     return subprocess.CompletedProcess(sys.argv, 2, out, err)
@@ -104,14 +132,22 @@ def finetune(shapes, tmp_path):
     """Overrides for a short fine-tuning run in its own folder."""
 
     def overrides(name: str = "run", *more: str) -> list[str]:
-        return [f"data.root={shapes}", f"output={tmp_path / name}", "init.weights=null", *SHORT, *more]
+        return [
+            f"data.root={shapes}",
+            f"output={tmp_path / name}",
+            "init.weights=null",
+            *SHORT,
+            *more,
+        ]
 
     return overrides
 
 
 def killed_when(command: list[str], there: Callable[[], bool], **environment: str) -> None:
     """Starts the command in a group of its own and kills all of it as soon as `there()`."""
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env={**os.environ, **environment})
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, env={**os.environ, **environment}
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not there():
         time.sleep(0.002)

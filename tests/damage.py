@@ -10,7 +10,8 @@ def _truncated(content, rng, _):
 
 
 def _flipped(content, rng, where):
-    content, count = bytearray(content), 2 ** rng.randrange(11)
+    content = bytearray(content)
+    count = 2 ** rng.randrange(11)
     for _ in range(count):
         content[rng.randrange(*where)] ^= 1 << rng.randrange(8)
     return bytes(content)
@@ -23,7 +24,9 @@ def _header_flipped(content, rng, _):
 def _data_flipped(content, rng, _):
     start, end = _header(content)
     return _flipped(
-        content, rng, (0, start) if start > len(content) // 2 else (min(end, len(content) - 1), len(content))
+        content,
+        rng,
+        (0, start) if start > len(content) // 2 else (min(end, len(content) - 1), len(content)),
     )
 
 
@@ -46,7 +49,8 @@ def _edit_list(content, rng, other):
 
 def _swapped(content, rng, other):
     """The header of another file."""
-    (start, end), (s, e) = _header(content), _header(other)
+    (start, end) = _header(content)
+    (s, e) = _header(other)
     return content[:start] + other[s:e] + content[end:]
 
 
@@ -64,7 +68,8 @@ def _header(content):
 
 def damaged_files(sources, folder, count):
     """`count` files in `folder`, of every kind of damage and every source in turn."""
-    sources, files = sorted(sources), []
+    sources = sorted(sources)
+    files = []
     contents = [Path(s).read_bytes() for s in sources]
     for k in range(count):
         rng = random.Random(k)

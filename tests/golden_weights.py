@@ -1,4 +1,6 @@
-"""The weights and inputs that the golden figures were computed with: drawn, not stored (see golden/README.md)."""
+"""The weights and inputs that the golden figures were computed with: drawn, not stored (see
+golden/README.md).
+"""
 
 import json
 from pathlib import Path
@@ -14,7 +16,9 @@ def load(name):
 
 
 def draw_weights(model):
-    """Fills a model in the official layout: parameter k (in sorted order) from RandomState(k), scaled by its name."""
+    """Fills a model in the official layout: parameter k (in sorted order) from RandomState(k),
+    scaled by its name.
+    """
     state = model.state_dict()
     for k, name in enumerate(sorted(state)):
         shape = tuple(state[name].shape)
@@ -39,7 +43,8 @@ def draw_input(shape):
 
 
 def visible_units(sample, num_units, num_visible):
-    found, j = [], 0
+    found = []
+    j = 0
     while len(found) < num_visible:
         unit = (7 * j + 3 * sample + j // num_units) % num_units
         if unit not in found:
@@ -49,7 +54,8 @@ def visible_units(sample, num_units, num_visible):
 
 
 def keep_mask(case):
-    batch, units = case["input_shape"][0], case["num_units"]
+    batch = case["input_shape"][0]
+    units = case["num_units"]
     keep = torch.zeros(batch, units, dtype=torch.bool)
     for s in range(batch):
         keep[s, visible_units(s, units, case["num_visible"])] = True

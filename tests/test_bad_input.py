@@ -1,4 +1,6 @@
-"""Everything that can be wrong with the input: one clear line, the promised exit status, and nothing lost."""
+"""Everything that can be wrong with the input: one clear line, the promised exit status, and
+nothing lost.
+"""
 
 import csv
 import json
@@ -10,7 +12,7 @@ import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 
-from hiera_video.errors import RunStopped, UserError
+from hiera_video.system.errors import RunStopped, UserError
 
 
 @pytest.fixture
@@ -31,8 +33,16 @@ def odd_list(shapes, tmp_path):
 
 
 def test_bad_videos_stop_nothing_and_are_named(odd_list, finetune, shapes):
-    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}"]
-    classes = [f"data.classes={shapes / 'classes.txt'}", "data.max_bad_fraction=0.9", "train.batch_size=4"]
+    lists = [
+        f"data.train={odd_list / 'odd.csv'}",
+        f"data.val={odd_list / 'odd.csv'}",
+        f"data.root={odd_list}",
+    ]
+    classes = [
+        f"data.classes={shapes / 'classes.txt'}",
+        "data.max_bad_fraction=0.9",
+        "train.batch_size=4",
+    ]
     start(*finetune(), *lists, *classes, "stages=[train,test,features]")
     metrics = json.loads((odd_list / "run/test/metrics.json").read_text())
     assert metrics["videos"] == 3 and metrics["videos_expected"] == 7
@@ -46,14 +56,30 @@ def test_bad_videos_stop_nothing_and_are_named(odd_list, finetune, shapes):
 
 
 def test_too_many_bad_videos_stop_the_run(odd_list, finetune, shapes, tool):
-    lists = [f"data.train={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
-    done = tool("tools/run_net.py", "--cfg", FINETUNE, *finetune(), *lists, f"data.val={odd_list / 'odd.csv'}", check=3)
+    lists = [
+        f"data.train={odd_list / 'odd.csv'}",
+        f"data.root={odd_list}",
+        f"data.classes={shapes / 'classes.txt'}",
+    ]
+    done = tool(
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *finetune(),
+        *lists,
+        f"data.val={odd_list / 'odd.csv'}",
+        check=3,
+    )
     assert done.stderr.startswith("stopped: ") and "data.max_bad_fraction=0.1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
-    lists = [f"data.val={odd_list / 'odd.csv'}", f"data.root={odd_list}", f"data.classes={shapes / 'classes.txt'}"]
+    lists = [
+        f"data.val={odd_list / 'odd.csv'}",
+        f"data.root={odd_list}",
+        f"data.classes={shapes / 'classes.txt'}",
+    ]
     lists += [f"data.train={odd_list / 'odd.csv'}", "data.max_bad_fraction=1"]
     metrics = odd_list / "run/test/metrics.json"
     for _ in range(2):  # the same command does not take it for done
@@ -64,15 +90,25 @@ def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
     for name in few["missing"]:
         shutil.copy(shapes / "train/disc_moving_left/00000.mp4", odd_list / name)
     start(*finetune(), *lists, "test.min_coverage=0.9")
-    log, mended = (odd_list / "run/log.txt").read_text(), json.loads(metrics.read_text())
-    assert mended["missing"] == [] and f"{few['videos']} of {mended['videos']} videos are scored already" in log
+    log = (odd_list / "run/log.txt").read_text()
+    mended = json.loads(metrics.read_text())
+    assert (
+        mended["missing"] == []
+        and f"{few['videos']} of {mended['videos']} videos are scored already" in log
+    )
     start(*finetune(), *lists, "test.min_coverage=0.9")
     assert "test: done already" in (odd_list / "run/log.txt").read_text()
 
 
 def test_loss_that_is_not_finite_stops_the_run(finetune):
     with pytest.raises(RunStopped, match="not finite"):
-        start(*finetune(), "optim.lr=1e30", "optim.clip_grad=0", "train.log_every=1", "optim.warmup_epochs=0")
+        start(
+            *finetune(),
+            "optim.lr=1e30",
+            "optim.clip_grad=0",
+            "train.log_every=1",
+            "optim.warmup_epochs=0",
+        )
 
 
 @pytest.mark.parametrize(
@@ -96,8 +132,14 @@ def test_loss_that_is_not_finite_stops_the_run(finetune):
         (["features.stages=[5]", "stages=[features]", "test.weights=x"], "features.stages"),
         (["features.hop_s=0"], "features.hop_s=0.0 must be > 0"),
         (["test.min_coverage=95"], "test.min_coverage=95.0 must be from 0 to 1"),
-        (["test.clip_sampler=pytorchvideo.uniform", "test.batch_size=2"], "test.batch_size must be 1"),
-        (["test.clip_sampler=pytorchvideo.uniform", "test.clip_sampler_args=[1,2,3]"], "test.clip_sampler_args"),
+        (
+            ["test.clip_sampler=pytorchvideo.uniform", "test.batch_size=2"],
+            "test.batch_size must be 1",
+        ),
+        (
+            ["test.clip_sampler=pytorchvideo.uniform", "test.clip_sampler_args=[1,2,3]"],
+            "test.clip_sampler_args",
+        ),
         (["stages=[test]"], "test.weights: no weights"),
         (["model.embed_dim=0"], "embed_dim=0"),
         (["init.weights=README.md"], "is no weight file"),
@@ -118,7 +160,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(shapes, tmp_path, finetune, 
 def test_useless_mask_ratio_is_refused(shapes, tmp_path):
     for ratio in (1.0, 0.99, -0.1):
         with pytest.raises(UserError, match=r"mae\.mask_ratio"):
-            start(f"data.root={shapes}", f"output={tmp_path / 'run'}", f"mae.mask_ratio={ratio}", *SHORT, cfg=PRETRAIN)
+            start(
+                f"data.root={shapes}",
+                f"output={tmp_path / 'run'}",
+                f"mae.mask_ratio={ratio}",
+                *SHORT,
+                cfg=PRETRAIN,
+            )
     assert not (tmp_path / "run").exists()
 
 
@@ -133,7 +181,9 @@ def test_exit_status_2_from_the_command_line():
 def test_changed_config_and_wrong_weights(tmp_path, finetune, shapes):
     start(*finetune(), "stages=[train]")
     before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match=r"another config; these keys differ: train\.epochs, optim\.lr"):
+    with pytest.raises(
+        UserError, match=r"another config; these keys differ: train\.epochs, optim\.lr"
+    ):
         start(*finetune(), "stages=[train]", "optim.lr=0.5", "train.epochs=9")
     assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
     trained = f"test.weights={tmp_path / 'run'}"
@@ -144,13 +194,17 @@ def test_changed_config_and_wrong_weights(tmp_path, finetune, shapes):
             start(*finetune(f"c{stage}"), trained, f"stages=[{stage}]", "model.num_classes=9")
     with pytest.raises(UserError, match=r"init\.weights: .*does not fit"):
         start(*finetune("i"), f"init.weights={tmp_path / 'run'}", "model.embed_dim=32")
-    start(*finetune("h"), f"init.weights={tmp_path / 'run'}", "model.num_classes=9", "stages=[train]")
+    start(
+        *finetune("h"), f"init.weights={tmp_path / 'run'}", "model.num_classes=9", "stages=[train]"
+    )
     log = (tmp_path / "h/log.txt").read_text()
     assert "re-initialised: head.projection" in log and "names are left out" in log
 
 
 def test_a_list_that_changed_is_refused(tmp_path, shapes, finetune):
-    """Rows are known by their number: resumed training and kept scores would be of other videos than they say."""
+    """Rows are known by their number: resumed training and kept scores would be of other videos
+    than they say.
+    """
     rows = (shapes / "val.csv").read_text().splitlines()
     (tmp_path / "val.csv").write_text("\n".join(rows) + "\n")
     more = finetune("run", f"data.val={tmp_path / 'val.csv'}", "test.clips=1", "test.crops=1")
@@ -158,7 +212,9 @@ def test_a_list_that_changed_is_refused(tmp_path, shapes, finetune):
     start(*more, "stages=[train]")  # says nothing of the test's list, and does not forget it
     (tmp_path / "val.csv").write_text("\n".join(rows[1:]) + "\n")
     kept = (tmp_path / "run/run.json").read_bytes()
-    with pytest.raises(UserError, match=r"data\.test: .*val\.csv has changed .* \(9 rows then, 8 now\)"):
+    with pytest.raises(
+        UserError, match=r"data\.test: .*val\.csv has changed .* \(9 rows then, 8 now\)"
+    ):
         start(*more, "stages=[test]")
     assert (tmp_path / "run/run.json").read_bytes() == kept
 

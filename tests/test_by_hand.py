@@ -1,4 +1,6 @@
-"""What the pipeline makes of a video, against a few lines that take no short cut and share only the model with it."""
+"""What the pipeline makes of a video, against a few lines that take no short cut and share only the
+model with it.
+"""
 
 import csv
 import math
@@ -20,21 +22,30 @@ from torchvision.transforms.v2.functional import resize as torchvision_resize
 from hiera_video.models import create_hiera
 
 GOLDEN = load("views.json")
-HEIGHT, WIDTH, FRAMES = 256, 340, (65, 300, 305)
+HEIGHT = 256
+WIDTH = 340
+FRAMES = (65, 300, 305)
 SMALL = dict(embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), num_classes=8)
 
 
 def drawn(label, count):
     """A video of MovingShapes, repeated to `count` frames and made larger."""
-    frames = torch.from_numpy(np.resize(moving_shapes.draw_video(label, 3), (count, 64, 96, 3))).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(
+        np.resize(moving_shapes.draw_video(label, 3), (count, 64, 96, 3))
+    ).permute(0, 3, 1, 2)
     return F.interpolate(frames.float(), (HEIGHT, WIDTH)).byte().permute(0, 2, 3, 1).numpy()
 
 
 def golden_clips(count):
-    """The frames of five 16 x 4 clips of a video at 30 frames/s, as tests/golden has them; it leaves one of the five out."""
+    """The frames of five 16 x 4 clips of a video at 30 frames/s, as tests/golden has them; it
+    leaves one of the five out.
+    """
     length = 64.0
     start = [k * math.floor(max(count - length, 0) / 4) for k in range(5)]
-    clips = [np.clip(np.linspace(s, s + length - 1, 16), 0, count - 1).astype(int).tolist() for s in start]
+    clips = [
+        np.clip(np.linspace(s, s + length - 1, 16), 0, count - 1).astype(int).tolist()
+        for s in start
+    ]
     known = [
         case
         for case in GOLDEN["temporal"]
@@ -47,8 +58,13 @@ def golden_clips(count):
 
 def golden_crops():
     """(height, width) after resizing, and (top, left) of the three crops."""
-    known = [c for c in GOLDEN["spatial"] if (c["height"], c["width"], c["short_side"]) == (HEIGHT, WIDTH, 224)]
-    (height, width), corners = known[0]["resized"], [(0, 0), (0, math.ceil((297 - 224) / 2)), (0, 297 - 224)]
+    known = [
+        c
+        for c in GOLDEN["spatial"]
+        if (c["height"], c["width"], c["short_side"]) == (HEIGHT, WIDTH, 224)
+    ]
+    (height, width) = known[0]["resized"]
+    corners = [(0, 0), (0, math.ceil((297 - 224) / 2)), (0, 297 - 224)]
     assert len(known) == 2 and all(corners[c["index"]] == (c["top"], c["left"]) for c in known)
     return (height, width), corners
 
@@ -87,49 +103,91 @@ def test_five_by_three_by_hand(tmp_path, model):
     (tmp_path / "list.csv").write_text("".join(lines))
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     start(
-        *(f"data.root={tmp_path}", "data.test=list.csv", "model.num_classes=8", f"output={tmp_path / 'run'}"),
-        *("model.name=hiera_tiny_16x224", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"),
-        *("stages=[test]", f"test.weights={tmp_path / 'weights.safetensors'}", "test.precision=float32"),
+        *(
+            f"data.root={tmp_path}",
+            "data.test=list.csv",
+            "model.num_classes=8",
+            f"output={tmp_path / 'run'}",
+        ),
+        *(
+            "model.name=hiera_tiny_16x224",
+            "model.embed_dim=16",
+            "model.stages=[1,1,1,1]",
+            "data.num_workers=0",
+        ),
+        *(
+            "stages=[test]",
+            f"test.weights={tmp_path / 'weights.safetensors'}",
+            "test.precision=float32",
+        ),
         cfg="configs/K400/hiera_b_16x4.yaml",
     )
     scores = load_file(tmp_path / "run/test/scores.safetensors")["scores"]
     with open(tmp_path / "run/test/predictions.csv") as f:
         predictions = [int(row["prediction"]) for row in csv.DictReader(f)]
     for k in range(len(FRAMES)):
-        by_hand = score_by_hand(tmp_path / f"{k}.mp4", model, partial(torchvision_resize, antialias=False))
+        by_hand = score_by_hand(
+            tmp_path / f"{k}.mp4", model, partial(torchvision_resize, antialias=False)
+        )
         torch.testing.assert_close(scores[k], by_hand, rtol=0, atol=1e-5)
         assert predictions[k] == by_hand.argmax()
-        # PySlowFast resizes floats; 8 bits between resizing and normalisation move a score by this much at most.
+        # PySlowFast resizes floats; 8 bits between resizing and normalisation move a score by this
+        # much at most.
         in_floats = score_by_hand(
-            tmp_path / f"{k}.mp4", model, lambda v, size: F.interpolate(v.float(), size, mode="bilinear")
+            tmp_path / f"{k}.mp4",
+            model,
+            lambda v, size: F.interpolate(v.float(), size, mode="bilinear"),
         )
         torch.testing.assert_close(scores[k], in_floats, rtol=0, atol=5e-4)
     assert scores.std(0).max() > 1e-3, "the videos must differ, or this says nothing"
 
 
 def test_stage_maps_line_up_with_the_video(tmp_path):
-    """A grey video, and the same with a bright square for some frames: that is where the maps differ most."""
+    """A grey video, and the same with a bright square for some frames: that is where the maps
+    differ most.
+    """
     torch.manual_seed(0)
     small = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), **SMALL)
     save_file(small.state_dict(), tmp_path / "weights.safetensors")
     grey = np.full((15, 64, 64, 3), 90, np.uint8)  # one window of 8 frames, one every 2
     square = grey.copy()
-    frames, top, left = (
-        slice(6, 11),
-        36,
-        20,
-    )  # frames 3 to 5 of the clip, all that token 2 sees; rows 36 to 43, columns 20 to 27
+    # frames 3 to 5 of the clip, all that token 2 sees; rows 36 to 43, columns 20 to 27
+    frames = slice(6, 11)
+    top = 36
+    left = 20
     square[frames, top : top + 8, left : left + 8] = 250
     for name, video in (("grey", grey), ("square", square)):
         moving_shapes.write_video(tmp_path / f"{name}.mp4", video)
     (tmp_path / "list.csv").write_text("grey.mp4\nsquare.mp4\n")
-    command = [sys.executable, "tools/extract_features.py", "--cfg", FINETUNE, "--videos", str(tmp_path / "list.csv")]
-    command += ["--weights", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "out")]
-    command += [f"data.root={tmp_path}", "data.classes=null", "model.num_classes=8", "model.embed_dim=16"]
+    command = [
+        sys.executable,
+        "tools/extract_features.py",
+        "--cfg",
+        FINETUNE,
+        "--videos",
+        str(tmp_path / "list.csv"),
+    ]
+    command += [
+        "--weights",
+        str(tmp_path / "weights.safetensors"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command += [
+        f"data.root={tmp_path}",
+        "data.classes=null",
+        "model.num_classes=8",
+        "model.embed_dim=16",
+    ]
     subprocess.run(
-        [*command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"], cwd=ROOT, check=True
+        [*command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"],
+        cwd=ROOT,
+        check=True,
     )
-    files = [load_file(tmp_path / "out" / f"{k:06d}_{name}.safetensors") for k, name in enumerate(("grey", "square"))]
+    files = [
+        load_file(tmp_path / "out" / f"{k:06d}_{name}.safetensors")
+        for k, name in enumerate(("grey", "square"))
+    ]
     for stage in (1, 2, 3, 4):
         maps = [f[f"stage{stage}"][0] for f in files]  # [t, h, w, C]
         t, h, w, _ = maps[0].shape

@@ -34,7 +34,10 @@ def test_real_clips(clips, tmp_path, tool):
     assert list(rows) == names
     for name, (status, *numbers) in REAL.items():
         row = rows[name]
-        assert (row["status"], *(int(row[k]) for k in ("frames", "width", "height"))) == (status, *numbers), name
+        assert (row["status"], *(int(row[k]) for k in ("frames", "width", "height"))) == (
+            status,
+            *numbers,
+        ), name
     assert "header says 301" in rows["demo.avi"]["reason"]
     assert rows["video_90.mov"]["status"] == "ok" and int(rows["video_90.mov"]["frames"]) == 3
     assert int(rows["video_90.mov"]["width"]) < int(rows["video_90.mov"]["height"])  # upright
@@ -44,7 +47,9 @@ def test_real_clips(clips, tmp_path, tool):
 
 
 def test_bad_files(shapes, tmp_path, tool):
-    good = (shapes / (shapes / "val.csv").read_text().splitlines()[0].rsplit(" ", 1)[0]).read_bytes()
+    good = (
+        shapes / (shapes / "val.csv").read_text().splitlines()[0].rsplit(" ", 1)[0]
+    ).read_bytes()
     (tmp_path / "my good.mp4").write_bytes(good)
     (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
     (tmp_path / "text.mp4").write_text("no video")
@@ -62,12 +67,14 @@ def test_bad_files(shapes, tmp_path, tool):
     assert "no list" in tool("tools/check_videos.py", tmp_path / "absent.csv", check=2).stderr
 
 
-@pytest.mark.parametrize("body, status", [("while True: pass", "timeout"), ("ctypes.string_at(0)", "crashed")])
+@pytest.mark.parametrize(
+    "body, status", [("while True: pass", "timeout"), ("ctypes.string_at(0)", "crashed")]
+)
 def test_hangs_and_crashes_have_a_status(shapes, tmp_path, tool, monkeypatch, body, status):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'hiera_video.data.decode_process' in ' '.join(sys.orig_argv):\n"
-        "    import ctypes, hiera_video.data.video as video\n"
+        "if 'hiera_video.data.decode.process' in ' '.join(sys.orig_argv):\n"
+        "    import ctypes, hiera_video.data.decode.readers as video\n"
         "    def inspect(self):\n"
         f"        {body}\n"
         "    video.PyAVReader.inspect = inspect\n"

@@ -10,9 +10,31 @@ from safetensors.torch import load_file, save_file
 
 def test_average_and_server_file(tmp_path, finetune, tool):
     for name, seed in (("a", 0), ("b", 1)):
-        start(*finetune(name, f"seed={seed}", "train.epochs=1", "test.clips=1", "test.crops=1", "train.val_every=0"))
-    a, b, both = tmp_path / "a/test", tmp_path / "b/test", tmp_path / "both"
-    tool("tools/combine_scores.py", a, b, "--weights", "3", "1", "--output", both, "--server", tmp_path / "server.csv")
+        start(
+            *finetune(
+                name,
+                f"seed={seed}",
+                "train.epochs=1",
+                "test.clips=1",
+                "test.crops=1",
+                "train.val_every=0",
+            )
+        )
+    a = tmp_path / "a/test"
+    b = tmp_path / "b/test"
+    both = tmp_path / "both"
+    tool(
+        "tools/combine_scores.py",
+        a,
+        b,
+        "--weights",
+        "3",
+        "1",
+        "--output",
+        both,
+        "--server",
+        tmp_path / "server.csv",
+    )
     scores = [load_file(folder / "scores.safetensors")["scores"] for folder in (a, b, both)]
     torch.testing.assert_close(scores[2], 0.75 * scores[0] + 0.25 * scores[1])
     rows = list(csv.DictReader((both / "predictions.csv").open()))
@@ -23,7 +45,9 @@ def test_average_and_server_file(tmp_path, finetune, tool):
     assert len(lines) == 9
     for line, row in zip(lines, rows):
         video, *classes = line.split(";")
-        assert row["path"].endswith(f"/{video}.mp4") and classes == [row[f"top{k}_class"] for k in range(1, 6)]
+        assert row["path"].endswith(f"/{video}.mp4") and classes == [
+            row[f"top{k}_class"] for k in range(1, 6)
+        ]
 
     # A video that one of them lacks is left out, and named; a file for the server must have all.
     kept = (b / "predictions.csv").read_text().splitlines()

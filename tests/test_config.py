@@ -8,7 +8,7 @@ import yaml
 
 from hiera_video.build import build_model, model_arguments
 from hiera_video.config import changed_keys, load_config, to_yaml, valid_keys
-from hiera_video.errors import UserError
+from hiera_video.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
@@ -55,8 +55,18 @@ def test_wrong_config_is_one_clear_line(tmp_path, text, overrides, message):
 
 
 def test_overrides_and_defaults(tmp_path):
-    config = load(tmp_path, "optim: {lr: 0.1}", "optim.lr=1e-3", "model.input_size=[8,64,64]", "data.root=/a b")
-    assert config.optim.lr == 1e-3 and config.model.input_size == [8, 64, 64] and config.data.root == "/a b"
+    config = load(
+        tmp_path,
+        "optim: {lr: 0.1}",
+        "optim.lr=1e-3",
+        "model.input_size=[8,64,64]",
+        "data.root=/a b",
+    )
+    assert (
+        config.optim.lr == 1e-3
+        and config.model.input_size == [8, 64, 64]
+        and config.data.root == "/a b"
+    )
     assert config.output == "runs/c"
 
 
@@ -65,7 +75,9 @@ def test_stored_config_is_the_same_config(tmp_path):
     assert changed_keys(config, to_yaml(config)) == []
     (tmp_path / "stored.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "stored.yaml") == config
-    other = load(tmp_path, "", "data.crop_scale=[0.3,1]", "features.stages=[1,4]", "data.num_workers=7")
+    other = load(
+        tmp_path, "", "data.crop_scale=[0.3,1]", "features.stages=[1,4]", "data.num_workers=7"
+    )
     assert changed_keys(other, to_yaml(config)) == ["data.crop_scale"]
 
 
@@ -87,10 +99,14 @@ def test_shipped_config(file):
 
 def test_every_key_is_read_by_someone():
     """A config key that nothing reads is a defect."""
-    code = "\n".join(p.read_text() for p in (ROOT / "hiera_video").rglob("*.py") if p.name != "config.py")
+    code = "\n".join(
+        p.read_text() for p in (ROOT / "hiera_video").rglob("*.py") if p.name != "config.py"
+    )
     config_code = (ROOT / "hiera_video/config.py").read_text()
     for key in valid_keys():
         section, _, name = key.rpartition(".")
         if section == "model":
             continue  # constructor arguments, passed on by name
-        assert re.search(rf"\.{name}\b|\"{name}\"", code) or re.search(rf"config\.{name}\b", config_code), key
+        assert re.search(rf"\.{name}\b|\"{name}\"", code) or re.search(
+            rf"config\.{name}\b", config_code
+        ), key

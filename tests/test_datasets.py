@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from hiera_video.data.video import open_video
+from hiera_video.data.decode.readers import open_video
 
 SCRIPT = "datasets/official_lists.py"
 
@@ -24,16 +24,28 @@ def touch(tmp_path):
 
 
 def test_kinetics(touch, tool):
-    """Quoted labels, files in class folders or flat, names with and without times; what is not there is named."""
+    """Quoted labels, files in class folders or flat, names with and without times; what is not
+    there is named.
+    """
     root = touch("train/air drumming/abc_def-123_000010_000020.mp4", "train/zz9.mkv")
     (root / "k.csv").write_text(
         "label,youtube_id,time_start,time_end,split,is_cc\n"
         '"air drumming",abc_def-123,10,20,train,0\nabseiling,zz9,3,13,train,1\nzumba,gone,0,10,train,0\n'
     )
-    done = tool(SCRIPT, "kinetics", root / "k.csv", "--videos", root / "train", "--output", root / "train.csv")
+    done = tool(
+        SCRIPT,
+        "kinetics",
+        root / "k.csv",
+        "--videos",
+        root / "train",
+        "--output",
+        root / "train.csv",
+    )
     rows = (root / "train.csv").read_text().splitlines()
     assert rows == ["train/air drumming/abc_def-123_000010_000020.mp4 1", "train/zz9.mkv 0"]
-    assert (root / "train.csv.missing.txt").read_text() == "gone_000000_000010\n" and "1 not found" in done.stdout
+    assert (
+        root / "train.csv.missing.txt"
+    ).read_text() == "gone_000000_000010\n" and "1 not found" in done.stdout
 
     (root / "test.csv").write_text(
         "youtube_id,time_start,time_end,split\nzz9,3,13,test\n"
@@ -42,31 +54,70 @@ def test_kinetics(touch, tool):
     tool(SCRIPT, "kinetics", root / "test.csv", *args)
     assert (root / "lists/test.csv").read_text() == "../train/zz9.mkv\n"
     (root / "k.csv").write_text("label,youtube_id,time_start,time_end\nno such class,zz9,3,13\n")
-    wrong = tool(SCRIPT, "kinetics", root / "k.csv", "--videos", root / "train", "--output", root / "x.csv", check=2)
+    wrong = tool(
+        SCRIPT,
+        "kinetics",
+        root / "k.csv",
+        "--videos",
+        root / "train",
+        "--output",
+        root / "x.csv",
+        check=2,
+    )
     assert "'no such class' is not among the 400" in wrong.stderr
 
 
 def test_something_something(touch, tool):
     root = touch("videos/78687.webm", "videos/2.webm", "frames/78687/00001.jpg")
-    entry = {"id": "78687", "label": "holding potato", "template": "Holding [something] next to [something]"}
+    entry = {
+        "id": "78687",
+        "label": "holding potato",
+        "template": "Holding [something] next to [something]",
+    }
     (root / "train.json").write_text(json.dumps([entry]))
-    tool(SCRIPT, "ssv2", root / "train.json", "--videos", root / "videos", "--output", root / "train.csv")
+    tool(
+        SCRIPT,
+        "ssv2",
+        root / "train.json",
+        "--videos",
+        root / "videos",
+        "--output",
+        root / "train.csv",
+    )
     names = (ROOT / "datasets/labels/ssv2.txt").read_text().splitlines()
     number = names.index("Holding something next to something")
     assert (root / "train.csv").read_text() == f"videos/78687.webm {number}\n"
     (root / "test.json").write_text(json.dumps([{"id": "2"}]))
-    tool(SCRIPT, "ssv2", root / "test.json", "--videos", root / "videos", "--output", root / "test.csv")
+    tool(
+        SCRIPT,
+        "ssv2",
+        root / "test.json",
+        "--videos",
+        root / "videos",
+        "--output",
+        root / "test.csv",
+    )
     assert (root / "test.csv").read_text() == "videos/2.webm\n"
     frames = ("--videos", root / "frames", "--output", root / "x.csv")
     assert "extracted frames" in tool(SCRIPT, "ssv2", root / "train.json", *frames, check=2).stderr
 
 
 def test_ucf_and_hmdb(touch, tool):
-    root = touch("UCF/Archery/v_Archery_g01_c01.avi", "UCF/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi")
+    root = touch(
+        "UCF/Archery/v_Archery_g01_c01.avi", "UCF/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi"
+    )
     (root / "trainlist01.txt").write_text(
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\nArchery/v_Archery_g01_c01.avi 3\n"
     )
-    tool(SCRIPT, "ucf101", root / "trainlist01.txt", "--videos", root / "UCF", "--output", root / "train.csv")
+    tool(
+        SCRIPT,
+        "ucf101",
+        root / "trainlist01.txt",
+        "--videos",
+        root / "UCF",
+        "--output",
+        root / "train.csv",
+    )
     assert (root / "train.csv").read_text().splitlines() == [
         "UCF/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 0",
         "UCF/Archery/v_Archery_g01_c01.avi 2",
@@ -100,12 +151,17 @@ def test_check_lists(touch, tool):
     assert "problems in 2 lists of 9 videos" in out.stderr
     (root / "good.csv").write_text("a.mp4 0\nb.mp4 1\nc.mp4 2\n")
     assert (
-        "nothing wrong" in tool("datasets/check_lists.py", root / "good.csv", "--classes", root / "classes.txt").stdout
+        "nothing wrong"
+        in tool(
+            "datasets/check_lists.py", root / "good.csv", "--classes", root / "classes.txt"
+        ).stdout
     )
 
 
 def test_resize_videos(shapes, tmp_path, tool):
-    """Same frames in number, order and time; smaller; damaged ones left out; the second time nothing is done again."""
+    """Same frames in number, order and time; smaller; damaged ones left out; the second time
+    nothing is done again.
+    """
     root = tmp_path / "videos"
     (root / "a class").mkdir(parents=True)
     good = sorted(shapes.rglob("*.mp4"))[:2]
@@ -115,15 +171,35 @@ def test_resize_videos(shapes, tmp_path, tool):
     (root / "train.csv").write_text("a class/0.mp4 3\ncut.mp4 1\n")
     (root / "val.csv").write_text("a class/1.mp4\n")
     out = tmp_path / "small"
-    lists = (root / "train.csv", root / "val.csv", "--output", out, "--short-side", "48", "--keyframes", "4")
+    lists = (
+        root / "train.csv",
+        root / "val.csv",
+        "--output",
+        out,
+        "--short-side",
+        "48",
+        "--keyframes",
+        "4",
+    )
     done = tool("datasets/resize_videos.py", *lists)
-    assert "left out: " in done.stdout and "2 of 3 videos" in done.stdout and "times cheaper" in done.stdout
-    assert (out / "train.csv").read_text() == "a class/0.mp4 3\n" and (out / "val.csv").read_text() == "a class/1.mp4\n"
+    assert (
+        "left out: " in done.stdout
+        and "2 of 3 videos" in done.stdout
+        and "times cheaper" in done.stdout
+    )
+    assert (out / "train.csv").read_text() == "a class/0.mp4 3\n" and (
+        out / "val.csv"
+    ).read_text() == "a class/1.mp4\n"
     assert "cut.mp4," in (out / "failed.csv").read_text()
     with open_video(root / "a class/0.mp4") as old, open_video(out / "a class/0.mp4") as new:
-        assert new.packets.info.num_frames == old.info.num_frames and min(new.get([0]).shape[1:3]) == 48
+        assert (
+            new.packets.info.num_frames == old.info.num_frames
+            and min(new.get([0]).shape[1:3]) == 48
+        )
         np.testing.assert_allclose(new.info.times, old.info.times, atol=1e-3)
-        assert len(new.packets.keyframes) == -(-new.info.num_frames // 4) and not new.packets.remarks
+        assert (
+            len(new.packets.keyframes) == -(-new.info.num_frames // 4) and not new.packets.remarks
+        )
     stamp = (out / "a class/0.mp4").stat().st_mtime_ns
     tool("datasets/resize_videos.py", *lists)
     assert (out / "a class/0.mp4").stat().st_mtime_ns == stamp
@@ -136,7 +212,14 @@ def test_resize_videos(shapes, tmp_path, tool):
 def test_resizing_makes_clips_cheaper(tmp_path, tool, clips):
     """On a Kinetics-like clip: at least 2.5 times."""
     (tmp_path / "list.csv").write_text("kinetics_like.mp4 0\n")
-    done = tool("datasets/resize_videos.py", tmp_path / "list.csv", "--root", clips, "--output", tmp_path / "out")
+    done = tool(
+        "datasets/resize_videos.py",
+        tmp_path / "list.csv",
+        "--root",
+        clips,
+        "--output",
+        tmp_path / "out",
+    )
     print(done.stdout)
     assert float(done.stdout.split(" times cheaper")[0].split()[-1]) >= 2.5
 
@@ -157,5 +240,8 @@ def test_uneven_and_rotated_videos_keep_their_times(tmp_path, tool, clips):
         with open_video(clips / name) as a, open_video(tmp_path / "new" / new) as b:
             np.testing.assert_allclose(a.info.times, b.info.times, atol=2e-3)
             shapes = [np.array(v.get([0]).shape[1:3]) for v in (a, b)]
-            assert abs(shapes[0][0] / shapes[0][1] - shapes[1][0] / shapes[1][1]) < 0.03 and min(shapes[1]) == 128
+            assert (
+                abs(shapes[0][0] / shapes[0][1] - shapes[1][0] / shapes[1][1]) < 0.03
+                and min(shapes[1]) == 128
+            )
     assert (tmp_path / "new/list.csv").read_text() == "part_0.mp4 0\nvideo_90.mp4 1\n"

@@ -13,11 +13,18 @@ from conftest import FINETUNE, killed_when, start
 from test_ranks import ranks
 
 from hiera_video import scores
-from hiera_video.data.annotations import VideoList
-from hiera_video.distributed import World
-from hiera_video.scores import ViewScores, hits, subsets
+from hiera_video.data.lists import VideoList
+from hiera_video.evaluation.scores import ViewScores, fewer_views, hits
+from hiera_video.system.distributed import World
 
-FILES = ("metrics.json", "predictions.csv", "scores.safetensors", "classes.csv", "confusion.csv", "protocol.json")
+FILES = (
+    "metrics.json",
+    "predictions.csv",
+    "scores.safetensors",
+    "classes.csv",
+    "confusion.csv",
+    "protocol.json",
+)
 
 
 def outcome(folder):
@@ -26,14 +33,27 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def prime(shapes, weights, tmp_path_factory):
-    """Overrides for the test of 31 videos, every one flushed at once, and what one rank makes of it.
+    """Overrides for the test of 31 videos, every one flushed at once, and what one rank makes of
+    it.
 
     One thread everywhere: how many there are decides how a sum is rounded.
     """
     folder = tmp_path_factory.mktemp("prime")
-    (folder / "prime.csv").write_text("".join((shapes / "train.csv").read_text().splitlines(keepends=True)[:31]))
-    overrides = [f"data.root={shapes}", f"data.test={folder / 'prime.csv'}", f"test.weights={weights}", "stages=[test]"]
-    overrides += ["init.weights=null", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+    (folder / "prime.csv").write_text(
+        "".join((shapes / "train.csv").read_text().splitlines(keepends=True)[:31])
+    )
+    overrides = [
+        f"data.root={shapes}",
+        f"data.test={folder / 'prime.csv'}",
+        f"test.weights={weights}",
+        "stages=[test]",
+    ]
+    overrides += [
+        "init.weights=null",
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "data.num_workers=0",
+    ]
     overrides += ["test.save_every_s=0"]
     ranks(1, *overrides, f"output={folder / 'whole'}")
     assert not (folder / "whole/test/parts").exists()
@@ -49,8 +69,14 @@ def kill_test(world, overrides, run, count):
     before = len(parts_of(run))
     with socket.socket() as s:
         s.bind(("localhost", 0))
-        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(s.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    command = shlex.join([sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *overrides, f"output={run}"])
+        place = {
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(s.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+    command = shlex.join(
+        [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *overrides, f"output={run}"]
+    )
     if world > 1:
         place["WORLD_SIZE"] = str(world)
         command = f"for r in $(seq 0 {world - 1}); do RANK=$r LOCAL_RANK=$r {command} & done; wait"
@@ -70,7 +96,9 @@ def test_a_killed_test_goes_on(tmp_path, prime):
     assert outcome(run) == whole
     assert "of 31 videos are scored already" in (run / "log.txt").read_text()
     card = json.loads((run / "test/protocol.json").read_text())
-    assert card["videos"] == {"listed": 31, "scored": 31, "missing": 0} and card["views"]["clips"] == 5
+    assert (
+        card["videos"] == {"listed": 31, "scored": 31, "missing": 0} and card["views"]["clips"] == 5
+    )
     metrics = json.loads((run / "test/metrics.json").read_text())
     by_views = {(row["clips"], row["crops"]): row for row in metrics["by_views"]}
     assert set(by_views) == {(1, 1), (1, 3), (3, 1), (3, 3), (5, 1), (5, 3)}
@@ -102,9 +130,18 @@ def test_other_weights_are_tested_again(tmp_path, finetune, weights):
     assert (tmp_path / "run/test/scores.safetensors").read_bytes() != first
 
 
-def test_a_repeated_test_that_is_killed_leaves_no_old_result(tmp_path, finetune, weights, monkeypatch):
-    copy, test = tmp_path / "weights.safetensors", tmp_path / "run/test"
-    more = [*finetune("run"), f"test.weights={copy}", "stages=[test]", "test.clips=1", "test.crops=1"]
+def test_a_repeated_test_that_is_killed_leaves_no_old_result(
+    tmp_path, finetune, weights, monkeypatch
+):
+    copy = tmp_path / "weights.safetensors"
+    test = tmp_path / "run/test"
+    more = [
+        *finetune("run"),
+        f"test.weights={copy}",
+        "stages=[test]",
+        "test.clips=1",
+        "test.crops=1",
+    ]
     results = []
     for step in sorted((weights / "checkpoints").glob("step_*")):
         copy.write_bytes((step / "model.safetensors").read_bytes())
@@ -119,9 +156,13 @@ def test_a_repeated_test_that_is_killed_leaves_no_old_result(tmp_path, finetune,
 
 
 def test_scores_by_hand(tmp_path):
-    """Two videos, 3 clips x 1 crop, 3 classes: everything that the files say can be told with a pencil."""
+    """Two videos, 3 clips x 1 crop, 3 classes: everything that the files say can be told with a
+    pencil.
+    """
     result = ViewScores(3, 1)
-    logits = torch.tensor([[[5.0, 0, 0], [0, 9, 0], [5, 0, 0]], [[0.0, 0, 4], [0, 0, 4], [0, 9, 0]]])
+    logits = torch.tensor(
+        [[[5.0, 0, 0], [0, 9, 0], [5, 0, 0]], [[0.0, 0, 4], [0, 0, 4], [0, 9, 0]]]
+    )
     batch = {"index": torch.tensor([1, 0])}
     result.update(batch, {"logits": logits})
     videos = VideoList(["b.mp4", "a.mp4"], [1, 0])
@@ -137,8 +178,14 @@ def test_scores_by_hand(tmp_path):
         "top5": 100.0,
     }  # the middle clip is wrong in both
     rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
-    assert rows[0]["name"] == "x" and rows[0]["top1"] == "100.00" and rows[1]["taken_for_name"] == "z"
-    assert (tmp_path / "confusion.csv").read_text().split() == ["label,prediction,videos", "0,0,1", "1,2,1"]
+    assert (
+        rows[0]["name"] == "x" and rows[0]["top1"] == "100.00" and rows[1]["taken_for_name"] == "z"
+    )
+    assert (tmp_path / "confusion.csv").read_text().split() == [
+        "label,prediction,videos",
+        "0,0,1",
+        "1,2,1",
+    ]
     assert hits(torch.tensor([[0, 1], [2, 0]]), torch.tensor([1, 1])) == {"top1": 0.0, "top5": 50.0}
 
 

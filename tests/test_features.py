@@ -1,4 +1,6 @@
-"""Features: every window once, whoever is killed, whatever the length of a video and the jobs that share a list."""
+"""Features: every window once, whoever is killed, whatever the length of a video and the jobs that
+share a list.
+"""
 
 import contextlib
 import csv
@@ -20,23 +22,28 @@ from safetensors.torch import load_file
 from hiera_video import features
 from hiera_video.config import load_config
 from hiera_video.data.dataset import Overlapping
+from hiera_video.data.decode.readers import open_video
 from hiera_video.data.sampling import sliding_windows
 from hiera_video.data.transforms import EvalCrops, normalise
-from hiera_video.data.video import open_video
-from hiera_video.errors import UserError
 from hiera_video.models import create_hiera, load_weights
-from hiera_video.run import extract_features
+from hiera_video.stages.run import extract_features
+from hiera_video.system.errors import UserError
 
 
 def write_long(folder, minutes):
     """A video at 30 frames a second in which what is seen changes all the time, and its list."""
     folder.mkdir(exist_ok=True)
-    scene = np.concatenate([moving_shapes.draw_video(k % 8, k)[:, :, 16:80] for k in range(150)])  # 2 minutes
+    # 2 minutes
+    scene = np.concatenate([moving_shapes.draw_video(k % 8, k)[:, :, 16:80] for k in range(150)])
     with av.open(str(folder / "long.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.width = 64
+        stream.height = 64
+        stream.pix_fmt = "yuv420p"
         for k in range(minutes * 60 * 30):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene[k % len(scene)], format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(scene[k % len(scene)], format="rgb24"))
+            )
         container.mux(stream.encode())
     (folder / "list.csv").write_text("long.mp4 0\n")
     return folder
@@ -48,7 +55,14 @@ def long_video(tmp_path_factory):
 
 
 def extract(folder, output, weights, *more):
-    command = [sys.executable, "tools/extract_features.py", "--cfg", FINETUNE, "--weights", str(weights)]
+    command = [
+        sys.executable,
+        "tools/extract_features.py",
+        "--cfg",
+        FINETUNE,
+        "--weights",
+        str(weights),
+    ]
     command += [
         "--videos",
         str(folder / "list.csv"),
@@ -68,8 +82,11 @@ def extract(folder, output, weights, *more):
 
 
 def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights):
-    """A file in many chunks: after a kill the same bytes; every window equals the model called by hand."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    """A file in many chunks: after a kill the same bytes; every window equals the model called by
+    hand.
+    """
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
     more = ["features.stages=[4]"]
     subprocess.run(extract(long_video, whole, weights, *more), cwd=ROOT, check=True)
     command = extract(long_video, run, weights, *more)
@@ -77,12 +94,26 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
     assert not (run / "manifest.csv").exists()
     subprocess.run(command, cwd=ROOT, check=True)
     name = "000000_long.safetensors"
-    assert (run / name).read_bytes() == (whole / name).read_bytes() and not (run / ".parts").exists()
+    assert (run / name).read_bytes() == (whole / name).read_bytes() and not (
+        run / ".parts"
+    ).exists()
     assert (run / "manifest.csv").read_text().splitlines()[1].startswith(f"long.mp4,{name},563,ok")
     tensors = load_file(whole / name)
-    assert tensors["features"].shape == (563, 128) and tensors["stage4"].shape == (563, 4, 2, 2, 128)
+    assert tensors["features"].shape == (563, 128) and tensors["stage4"].shape == (
+        563,
+        4,
+        2,
+        2,
+        128,
+    )
 
-    model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, stages=(1, 1, 1, 1), num_classes=8)
+    model = create_hiera(
+        "hiera_tiny_16x224",
+        input_size=(8, 64, 64),
+        embed_dim=16,
+        stages=(1, 1, 1, 1),
+        num_classes=8,
+    )
     load_weights(model, weights)
     with open_video(long_video / "long.mp4", "pyav") as video:
         windows = sliding_windows(video.info.num_frames, video.info.fps, 8, 2)
@@ -90,10 +121,16 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
             frames = torch.from_numpy(video.get(windows[k])).permute(0, 3, 1, 2)
             clip = normalise(EvalCrops(64, 64, 1)(frames).clips, (0.45,) * 3, (0.225,) * 3)
             with torch.inference_mode():
-                torch.testing.assert_close(tensors["features"][k], model.eval().features(clip)[0], rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(tensors["stage4"][k], model.feature_maps(clip)[3][0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    tensors["features"][k], model.eval().features(clip)[0], rtol=1e-4, atol=1e-5
+                )
+                torch.testing.assert_close(
+                    tensors["stage4"][k], model.feature_maps(clip)[3][0], rtol=1e-4, atol=1e-4
+                )
             times = video.info.times[windows[k][[0, -1]]]
-            assert tensors["times"][k].tolist() == pytest.approx([times[0], times[1] + 1 / video.info.fps])
+            assert tensors["times"][k].tolist() == pytest.approx(
+                [times[0], times[1] + 1 / video.info.fps]
+            )
 
 
 def memory_of_group(group):
@@ -103,7 +140,9 @@ def memory_of_group(group):
         with contextlib.suppress(OSError, IndexError):
             if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
                 pss = next(
-                    line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")
+                    line
+                    for line in (folder / "smaps_rollup").read_text().splitlines()
+                    if line.startswith("Pss:")
                 )
                 total += int(pss.split()[1]) * 1024
     return total
@@ -114,7 +153,8 @@ def test_features_of_two_hours(tmp_path, weights):
     """Bounded memory and time; killed half-way, the same bytes."""
     folder = write_long(tmp_path / "long", 120)
     command = extract(folder, tmp_path / "whole", weights)
-    began, peak = time.monotonic(), 0
+    began = time.monotonic()
+    peak = 0
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     while process.poll() is None:
         peak = max(peak, memory_of_group(process.pid))
@@ -123,8 +163,14 @@ def test_features_of_two_hours(tmp_path, weights):
     print(f"two hours: {seconds:.0f} s, peak {peak / 1e9:.2f} GB")
     assert process.returncode == 0 and seconds < 300 and 0 < peak < 1.5e9
     command = extract(folder, tmp_path / "run", weights)
-    parts = (tmp_path / "whole" / "000000_long.safetensors").stat().st_size  # of features alone: what the parts grow to
-    killed_when(command, lambda: sum(f.stat().st_size for f in tmp_path.glob("run/.parts/000000/[0-9]*")) > parts / 2)
+    # of features alone: what the parts grow to
+    parts = (tmp_path / "whole" / "000000_long.safetensors").stat().st_size
+    killed_when(
+        command,
+        lambda: (
+            sum(f.stat().st_size for f in tmp_path.glob("run/.parts/000000/[0-9]*")) > parts / 2
+        ),
+    )
     subprocess.run(command, cwd=ROOT, check=True)
     name = "000000_long.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -137,35 +183,53 @@ def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
         ("half", ["features.dtype=float16", "features.stages=[4]", "features.pool_maps=true"]),
     ):
         subprocess.run(extract(long_video, tmp_path / name, weights, *more), cwd=ROOT, check=True)
-    plain, mean, half = (load_file(tmp_path / n / "000000_long.safetensors") for n in ("plain", "mean", "half"))
+    plain, mean, half = (
+        load_file(tmp_path / n / "000000_long.safetensors") for n in ("plain", "mean", "half")
+    )
     torch.testing.assert_close(mean["features"][0], plain["features"].mean(0))
     assert mean["times"].tolist() == [[plain["times"][0, 0], plain["times"][-1, 1]]]
     assert half["features"].dtype == torch.float16
     torch.testing.assert_close(half["features"].float(), plain["features"], rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(half["stage4"].float(), plain["stage4"].flatten(1, -2).mean(1), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        half["stage4"].float(), plain["stage4"].flatten(1, -2).mean(1), rtol=1e-2, atol=1e-2
+    )
     other = extract(
-        long_video, tmp_path / "mean", sorted((weights / "checkpoints").glob("step_*"))[0], "features.average=true"
+        long_video,
+        tmp_path / "mean",
+        sorted((weights / "checkpoints").glob("step_*"))[0],
+        "features.average=true",
     )
     done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "test.weights" in done.stderr
 
 
 def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
-    """Three tasks of a job array with one output, and a video that is missing: one manifest, as of one job."""
+    """Three tasks of a job array with one output, and a video that is missing: one manifest, as of
+    one job.
+    """
     (tmp_path / "list.csv").write_text((shapes / "val.csv").read_text() + "nothing.mp4 0\n")
-    common = [*extract(tmp_path, tmp_path / "out", weights), f"data.root={shapes}", "data.num_workers=0"]
+    common = [
+        *extract(tmp_path, tmp_path / "out", weights),
+        f"data.root={shapes}",
+        "data.num_workers=0",
+    ]
     common[common.index("--output") + 1] = str(tmp_path / "one")
     subprocess.run(common, cwd=ROOT, check=True)
     common[common.index("--output") + 1] = str(tmp_path / "out")
     for k in (2, 0, 1):
         task = {"SLURM_ARRAY_TASK_ID": str(k), "SLURM_ARRAY_TASK_COUNT": "3"}
-        subprocess.run([*common, "--shard", "slurm"], cwd=ROOT, check=True, env={**os.environ, **task})
-    assert (tmp_path / "out/manifest.csv").read_text() == (tmp_path / "one/manifest.csv").read_text()
+        subprocess.run(
+            [*common, "--shard", "slurm"], cwd=ROOT, check=True, env={**os.environ, **task}
+        )
+    assert (tmp_path / "out/manifest.csv").read_text() == (
+        tmp_path / "one/manifest.csv"
+    ).read_text()
     rows = list(csv.DictReader((tmp_path / "out/manifest.csv").open()))
     assert len(rows) == 10 and [r["status"] == "ok" for r in rows] == [True] * 9 + [False]
     assert "shards of 3 are 0 to 2" in tool(*common[1:], "--shard", "3/3", check=2).stderr
     (tmp_path / "list.csv").write_text((shapes / "val.csv").read_text())
-    for shard, more, said in (  # rows are known by their number, and all jobs must make the same of them
+    # rows are known by their number, and all jobs must make the same of them
+    for shard, more, said in (
         ("0/3", [], "list.csv has changed"),
         ("1/2", [], "features of other rows of the list"),
         ("1/3", ["features.dtype=float16"], "these keys differ: features.dtype"),
@@ -174,10 +238,13 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
 
 
 @pytest.mark.parametrize(("average", "step"), [(False, "join"), (True, "average")])
-def test_killed_when_all_parts_are_there(long_video, tmp_path, weights, tool, monkeypatch, average, step):
+def test_killed_when_all_parts_are_there(
+    long_video, tmp_path, weights, tool, monkeypatch, average, step
+):
     """In the middle of putting them together, or just after it."""
     more = [f"features.average={str(average).lower()}", "data.num_workers=0"]
-    command, whole = extract(long_video, tmp_path / "run", weights, *more), tmp_path / "whole/000000_long.safetensors"
+    command = extract(long_video, tmp_path / "run", weights, *more)
+    whole = tmp_path / "whole/000000_long.safetensors"
     subprocess.run(extract(long_video, tmp_path / "whole", weights, *more), cwd=ROOT, check=True)
 
     def dies(*_, **__):
@@ -191,22 +258,37 @@ def test_killed_when_all_parts_are_there(long_video, tmp_path, weights, tool, mo
     assert list((tmp_path / "run/.parts/000000").glob("[0-9]*"))
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "run/000000_long.safetensors").read_bytes() == whole.read_bytes()
-    assert not (tmp_path / "run/.parts").exists() and "long.mp4" in (tmp_path / "run/manifest.csv").read_text()
+    assert (
+        not (tmp_path / "run/.parts").exists()
+        and "long.mp4" in (tmp_path / "run/manifest.csv").read_text()
+    )
 
 
 def extraction(folder, output, weights, *more):
     """What extract() is the command of, in this process."""
-    small = ["model.embed_dim=16", "model.stages=[1,1,1,1]", "model.num_classes=8", "data.classes=null"]
-    given = [f"test.weights={weights}", f"features.videos={folder / 'list.csv'}", f"data.root={folder}"]
+    small = [
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "model.num_classes=8",
+        "data.classes=null",
+    ]
+    given = [
+        f"test.weights={weights}",
+        f"features.videos={folder / 'list.csv'}",
+        f"data.root={folder}",
+    ]
     extract_features(
         load_config(
-            ROOT / FINETUNE, [*small, *given, f"output={output}", "stages=[features]", "data.num_workers=0", *more]
+            ROOT / FINETUNE,
+            [*small, *given, f"output={output}", "stages=[features]", "data.num_workers=0", *more],
         )
     )
 
 
 def test_damaged_files_and_odd_names(shapes, tmp_path, weights):
-    """A file that lost its end is made again; names that no file system or table likes lose nobody's features."""
+    """A file that lost its end is made again; names that no file system or table likes lose
+    nobody's features.
+    """
     source = sorted(shapes.rglob("*.mp4"))[0]
     odd = [b"caf\xe9.mp4", b"x" * 240 + b".mp4", "видео, два.mp4".encode()]
     for name in odd:
@@ -216,8 +298,12 @@ def test_damaged_files_and_odd_names(shapes, tmp_path, weights):
     files = sorted(tmp_path.glob("out/*.safetensors"))
     before = [f.read_bytes() for f in files]
     assert len(files) == 3 and len(set(map(len, before))) == 1
-    rows = list(csv.DictReader((tmp_path / "out/manifest.csv").open(errors="surrogateescape", newline="")))
-    assert [os.fsencode(row["path"]) for row in rows] == odd and all(row["status"] == "ok" for row in rows)
+    rows = list(
+        csv.DictReader((tmp_path / "out/manifest.csv").open(errors="surrogateescape", newline=""))
+    )
+    assert [os.fsencode(row["path"]) for row in rows] == odd and all(
+        row["status"] == "ok" for row in rows
+    )
     files[1].write_bytes(before[1][:100])
     (tmp_path / "out/manifest.csv").unlink()
     extraction(tmp_path, tmp_path / "out", weights)

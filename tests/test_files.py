@@ -1,4 +1,6 @@
-"""Remote lists, videos, class names and weights, through a handler of iopath that a module registers."""
+"""Remote lists, videos, class names and weights, through a handler of iopath that a module
+registers.
+"""
 
 import json
 import os
@@ -6,8 +8,8 @@ import os
 import pytest
 from conftest import ROOT, SHORT, start
 
-from hiera_video.errors import UserError
-from hiera_video.files import exists, join, local
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import exists, join, local
 
 HANDLER = """
 import os, shutil, tempfile
@@ -37,7 +39,10 @@ g_pathmgr.register_handler(Store(), allow_override=True)
 
 def test_paths():
     assert join("/data", "a b.mp4") == "/data/a b.mp4" and join("/data", "/x.mp4") == "/x.mp4"
-    assert join("s3://bucket/k", "x.mp4") == "s3://bucket/k/x.mp4" and join("/data", "s3://b/x.mp4") == "s3://b/x.mp4"
+    assert (
+        join("s3://bucket/k", "x.mp4") == "s3://bucket/k/x.mp4"
+        and join("/data", "s3://b/x.mp4") == "s3://b/x.mp4"
+    )
     assert local("/tmp/x") == "/tmp/x" and exists(ROOT)
     with pytest.raises(OSError, match="no handler is registered for nowhere://"):
         local("nowhere://x")
@@ -47,7 +52,8 @@ def test_paths():
 
 def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
     """Lists, videos, class names and initial weights, all in a store; one video cannot be fetched."""
-    root, cache = tmp_path / "store", tmp_path / "cache"
+    root = tmp_path / "store"
+    cache = tmp_path / "cache"
     root.mkdir(), cache.mkdir()
     for name in os.listdir(shapes):
         (root / name).symlink_to(shapes / name)
@@ -55,13 +61,30 @@ def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
     (root / "val.csv").write_text((shapes / "val.csv").read_text() + "away.mp4 0\n")
     (tmp_path / "my_store.py").write_text(HANDLER.format(root=str(root), cache=str(cache)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    common = ["data.root=store://", "data.path_handlers=[my_store]", "data.classes=classes.txt", *SHORT]
+    common = [
+        "data.root=store://",
+        "data.path_handlers=[my_store]",
+        "data.classes=classes.txt",
+        *SHORT,
+    ]
     command = ["tools/run_net.py", "--cfg", "configs/demo/finetune.yaml", *common]
-    tool(*command, "init.weights=null", "stages=[train]", f"output={tmp_path / 'first'}", "data.num_workers=2")
+    tool(
+        *command,
+        "init.weights=null",
+        "stages=[train]",
+        f"output={tmp_path / 'first'}",
+        "data.num_workers=2",
+    )
     weights = tmp_path / "first/checkpoints/latest/model.safetensors"
     (root / "w.safetensors").symlink_to(weights.resolve())
     out = tmp_path / "second"
-    tool(*command, "test.weights=store://w.safetensors", "init.weights=null", "stages=[test]", f"output={out}")
+    tool(
+        *command,
+        "test.weights=store://w.safetensors",
+        "init.weights=null",
+        "stages=[test]",
+        f"output={out}",
+    )
     metrics = json.loads((out / "test/metrics.json").read_text())
     assert metrics["videos"] == 9 and metrics["missing"] == ["away.mp4"]
     assert "the store is away" in metrics["missing_reasons"][0]

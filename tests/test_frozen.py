@@ -6,19 +6,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hiera_video.features import write_manifest
+from hiera_video.evaluation.features import write_manifest
 
-CLASSES, DIM = 4, 16
+CLASSES = 4
+DIM = 16
 
 
 def write_features(folder, count, *, seed, signal, maps=True):
-    """Videos of 2 or 3 windows whose stage map holds the class in one of its tokens, and whose features hold it too."""
+    """Videos of 2 or 3 windows whose stage map holds the class in one of its tokens, and whose
+    features hold it too.
+    """
     generator = torch.Generator().manual_seed(seed)
     directions = torch.eye(CLASSES, DIM)
     folder.mkdir(parents=True)
-    lines, rows = [], []
+    lines = []
+    rows = []
     for k in range(count):
-        label, windows = k % CLASSES, 2 + k % 2
+        label = k % CLASSES
+        windows = 2 + k % 2
         features = torch.randn(windows, DIM, generator=generator) + signal * directions[label]
         stage4 = torch.randn(windows, 2, 2, 2, DIM, generator=generator) * 0.5
         stage4[:, k % 2, 1, 0] += 2 * signal * directions[label]
@@ -39,7 +44,16 @@ def probe(tool, folder, *more, check=0):
 def test_probes_find_what_is_there(tmp_path, tool, signal, least, most):
     write_features(tmp_path / "train", 120, seed=0, signal=signal)
     write_features(tmp_path / "val", 60, seed=1, signal=signal)
-    out = probe(tool, tmp_path, "--attentive-epochs", "40", "--batch", "16", "--json", tmp_path / "probes.json").stdout
+    out = probe(
+        tool,
+        tmp_path,
+        "--attentive-epochs",
+        "40",
+        "--batch",
+        "16",
+        "--json",
+        tmp_path / "probes.json",
+    ).stdout
     found = json.loads((tmp_path / "probes.json").read_text())
     assert set(found) == {"nearest neighbours", "linear", "attentive"}
     assert all(least <= row["top1"] <= most for row in found.values()), found

@@ -5,11 +5,19 @@ import math
 import pytest
 import torch
 
+from hiera_video.config import ClassifyConfig, TrainConfig
 from hiera_video.models import create_hiera
-from hiera_video.models.pytorchvideo_models import create_pytorchvideo
-from hiera_video.optim import OptimConfig, learning_rate, make_optimizer, parameter_groups, set_learning_rate
-from hiera_video.tasks import ClassifyConfig, mix, soft_labels
-from hiera_video.train import Plan, TrainConfig, step_seed
+from hiera_video.models.baselines import create_pytorchvideo
+from hiera_video.training.loop import step_seed
+from hiera_video.training.optim import (
+    OptimConfig,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
+from hiera_video.training.plan import Plan
+from hiera_video.training.tasks import mix, soft_labels
 
 SMALL = dict(embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), input_size=(8, 64, 64), num_classes=5)
 
@@ -25,7 +33,9 @@ def test_schedule():
 
 
 def test_layer_decay_and_weight_decay():
-    """5 blocks: the embeddings get d^6, block i gets d^(5 - i), the head and the last norm 1 (power depth + 1 - layer)."""
+    """5 blocks: the embeddings get d^6, block i gets d^(5 - i), the head and the last norm 1 (power
+    depth + 1 - layer).
+    """
     model = create_hiera("hiera_tiny_16x224", **SMALL)
     groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.8)
     scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
@@ -53,7 +63,9 @@ def test_layer_decay_is_refused_where_there_are_no_layers():
 def test_epochs_are_effective():
     """K400: 3200 epochs at 4 repeats are 800 passes; 512 videos a step."""
     plan = Plan.make(
-        TrainConfig(epochs=3200, batch_size=512, repeats=4), OptimConfig(warmup_epochs=120), num_videos=240_436
+        TrainConfig(epochs=3200, batch_size=512, repeats=4),
+        OptimConfig(warmup_epochs=120),
+        num_videos=240_436,
     )
     assert plan.steps == math.ceil(800 * 240_436 / 512)
     assert plan.warmup == pytest.approx(120 / 3200)
@@ -61,7 +73,9 @@ def test_epochs_are_effective():
 
 def test_soft_labels():
     target = soft_labels(torch.tensor([2, 0]), 4, 0.1)
-    torch.testing.assert_close(target, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]]))
+    torch.testing.assert_close(
+        target, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
+    )
 
 
 @pytest.mark.parametrize("config", [ClassifyConfig(mixup=0.8), ClassifyConfig(cutmix=1.0)])

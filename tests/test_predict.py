@@ -10,8 +10,8 @@ import torch
 from conftest import FINETUNE, ROOT, SHORT, start
 from PIL import Image
 
+from hiera_video.data.decode.readers import open_video
 from hiera_video.data.transforms import EvalCrops, normalise
-from hiera_video.data.video import open_video
 from hiera_video.models import create_hiera, load_weights
 
 
@@ -37,7 +37,9 @@ def test_the_same_as_the_test_stage(trained, shapes, tmp_path, tool):
         for rank in range(5):
             score, name = lines[6 * k + 1 + rank].strip().split("  ", 1)
             assert names.index(name) == int(row[f"top{rank + 1}_class"])
-            assert float(score.rstrip("%")) / 100 == pytest.approx(float(row[f"top{rank + 1}_score"]), abs=1e-4)
+            assert float(score.rstrip("%")) / 100 == pytest.approx(
+                float(row[f"top{rank + 1}_score"]), abs=1e-4
+            )
 
 
 def test_published_weights_need_a_name(shapes, tmp_path, tool):
@@ -48,26 +50,47 @@ def test_published_weights_need_a_name(shapes, tmp_path, tool):
     args = (video, "--weights", tmp_path / "hiera_tiny_16x224.pth", "--clips", "1", "--crops", "1")
     assert "give --model" in tool("tools/predict.py", *args, check=2).stderr
     out = tool(
-        "tools/predict.py", *args, "--model", "hiera_tiny_16x224", "--classes", "datasets/labels/k400.txt"
+        "tools/predict.py",
+        *args,
+        "--model",
+        "hiera_tiny_16x224",
+        "--classes",
+        "datasets/labels/k400.txt",
     ).stdout
     known = (ROOT / "datasets/labels/k400.txt").read_text().splitlines()
     assert all(line.split("  ")[-1] in known for line in out.splitlines()[1:6])
     out = tool("tools/predict.py", *args, "--model", "hiera_tiny_16x224").stdout
     assert "class " in out
-    assert "takes images" in tool("tools/predict.py", *args, "--model", "hiera_tiny_224", check=2).stderr
+    assert (
+        "takes images"
+        in tool("tools/predict.py", *args, "--model", "hiera_tiny_224", check=2).stderr
+    )
     wrong = ("--model", "hiera_tiny_16x224", "--classes", "datasets/labels/k600.txt")
-    assert "600 names, but the model has 400" in tool("tools/predict.py", *args, *wrong, check=2).stderr
+    assert (
+        "600 names, but the model has 400"
+        in tool("tools/predict.py", *args, *wrong, check=2).stderr
+    )
 
 
 def test_wrong_input(trained, shapes, tmp_path, tool):
     (tmp_path / "text.mp4").write_text("no video")
     good = sorted(shapes.rglob("*.mp4"))[0]
     done = tool("tools/predict.py", tmp_path / "text.mp4", good, "--weights", trained, check=2)
-    assert str(good) in done.stdout and "text.mp4: Invalid data" in done.stderr and "1 of 2 videos" in done.stderr
-    assert "no video gone.mp4" in tool("tools/predict.py", "gone.mp4", "--weights", trained, check=2).stderr
+    assert (
+        str(good) in done.stdout
+        and "text.mp4: Invalid data" in done.stderr
+        and "1 of 2 videos" in done.stderr
+    )
+    assert (
+        "no video gone.mp4"
+        in tool("tools/predict.py", "gone.mp4", "--weights", trained, check=2).stderr
+    )
     assert "no weights at" in tool("tools/predict.py", good, "--weights", tmp_path, check=2).stderr
     (tmp_path / "empty").mkdir()
-    assert "holds no video" in tool("tools/predict.py", tmp_path / "empty", "--weights", trained, check=2).stderr
+    assert (
+        "holds no video"
+        in tool("tools/predict.py", tmp_path / "empty", "--weights", trained, check=2).stderr
+    )
 
 
 def test_nothing_is_drawn_over_a_video(trained, shapes, tmp_path, tool):
@@ -76,27 +99,46 @@ def test_nothing_is_drawn_over_a_video(trained, shapes, tmp_path, tool):
     more = ("--weights", trained, "--clips", "1", "--crops", "1", "--draw", tmp_path)
     tool("tools/predict.py", tmp_path / "a.mp4", *more)
     assert (tmp_path / "a.mp4").read_bytes() == before and (tmp_path / "a.drawn.mp4").exists()
-    assert "a.drawn.mp4 is one of the videos" in tool("tools/predict.py", tmp_path, *more, check=2).stderr
+    assert (
+        "a.drawn.mp4 is one of the videos"
+        in tool("tools/predict.py", tmp_path, *more, check=2).stderr
+    )
 
 
 def test_what_happens_when(trained, tmp_path, tool):
-    """Every window's scores are the model's, on a video that is made of several; the drawn video has all frames."""
-    frames = np.concatenate([moving_shapes.draw_video(k, k) for k in range(8)])[:, :, :95]  # an odd side
+    """Every window's scores are the model's, on a video that is made of several; the drawn video
+    has all frames.
+    """
+    # an odd side
+    frames = np.concatenate([moving_shapes.draw_video(k, k) for k in range(8)])[:, :, :95]
     wide = np.repeat(np.repeat(frames, 2, axis=1), 2, axis=2)
     moving_shapes.write_video(tmp_path / "long.mp4", wide[:, :, :-2])
     out = tmp_path / "out"
     more = ("--clips", "1", "--timeline", out, "--draw", out, "--hop-s", "0.5")
     said = tool("tools/predict.py", tmp_path / "long.mp4", "--weights", trained, *more).stdout
-    assert all(str(out / f"long.{ending}") in said for ending in ("timeline.csv", "timeline.png", "drawn.mp4"))
+    assert all(
+        str(out / f"long.{ending}") in said
+        for ending in ("timeline.csv", "timeline.png", "drawn.mp4")
+    )
     rows = list(csv.DictReader((out / "long.timeline.csv").open()))
     starts = [float(row["start_s"]) for row in rows]
-    assert starts[:3] == [0.0, 0.5, 1.0] and float(rows[-1]["end_s"]) == pytest.approx(192 / 30, abs=1e-3)
+    assert starts[:3] == [0.0, 0.5, 1.0] and float(rows[-1]["end_s"]) == pytest.approx(
+        192 / 30, abs=1e-3
+    )
 
-    model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, stages=(1, 1, 1, 1), num_classes=8)
+    model = create_hiera(
+        "hiera_tiny_16x224",
+        input_size=(8, 64, 64),
+        embed_dim=16,
+        stages=(1, 1, 1, 1),
+        num_classes=8,
+    )
     load_weights(model, trained)
     with open_video(tmp_path / "long.mp4", "pyav") as video:
         for row, first in ((rows[0], 0), (rows[2], 30)):
-            window = torch.from_numpy(video.get(np.linspace(first, first + 15, 8).astype(int))).permute(0, 3, 1, 2)
+            window = torch.from_numpy(
+                video.get(np.linspace(first, first + 15, 8).astype(int))
+            ).permute(0, 3, 1, 2)
             clip = normalise(EvalCrops(64, 64, 1)(window).clips, (0.45,) * 3, (0.225,) * 3)
             with torch.inference_mode():
                 score = model.eval()(clip).softmax(-1)[0]

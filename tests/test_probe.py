@@ -7,8 +7,8 @@ import torch
 from conftest import PRETRAIN, SHORT, start
 from PIL import Image
 
-from hiera_video.data.annotations import VideoList
-from hiera_video.probe import nearest_neighbours, spread_rows
+from hiera_video.data.lists import VideoList
+from hiera_video.evaluation.probe import nearest_neighbours, spread_rows
 
 
 def test_neighbours_vote():
@@ -30,7 +30,13 @@ def test_rows_are_spread_and_labelled():
 
 def test_pretraining_leaves_a_curve_and_pictures(shapes, tmp_path):
     out = tmp_path / "run"
-    common = [f"data.root={shapes}", *SHORT, "train.epochs=4", "train.batch_size=8", "mae.probe_videos=16"]
+    common = [
+        f"data.root={shapes}",
+        *SHORT,
+        "train.epochs=4",
+        "train.batch_size=8",
+        "mae.probe_videos=16",
+    ]
     start(*common, f"output={out}", "train.val_every=2", "train.ema=0.5", cfg=PRETRAIN)
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     probe = [r for r in found if r["split"] == "probe"]
@@ -39,7 +45,11 @@ def test_pretraining_leaves_a_curve_and_pictures(shapes, tmp_path):
     assert len(pictures) == 4 * len(probe) and np.asarray(Image.open(pictures[0])).std() > 10
     start(*common, f"output={tmp_path / 'without'}", "train.ema=0.5", cfg=PRETRAIN)
     losses = [
-        [r["loss"] for r in map(json.loads, (f / "metrics.jsonl").read_text().splitlines()) if r["split"] == "train"]
+        [
+            r["loss"]
+            for r in map(json.loads, (f / "metrics.jsonl").read_text().splitlines())
+            if r["split"] == "train"
+        ]
         for f in (out, tmp_path / "without")
     ]
     assert losses[0] == losses[1], "looking changes nothing"

@@ -11,8 +11,8 @@ import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
 from safetensors.torch import load_file
 
-# No mixing, no dropout, and a small rate: on flat backgrounds max-pooling meets ties, whose gradient rounding sends one way or
-# the other.
+# No mixing, no dropout, and a small rate: on flat backgrounds max-pooling meets ties, whose
+# gradient rounding sends one way or the other.
 PLAIN = [
     "stages=[train]",
     "train.log_every=1",
@@ -25,9 +25,17 @@ PLAIN = [
 
 def ranks(count, *overrides, cfg=FINETUNE):
     """The main job on that many ranks."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={count}",
+    ]
     command = [*launch, "tools/run_net.py", "--cfg", cfg, *overrides]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def losses(folder):
@@ -65,35 +73,64 @@ def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import time\n"
-        "from hiera_video.distributed import join_world\n"
+        "from hiera_video.system.distributed import join_world\n"
         "with join_world('cpu', wait_s=4) as world:\n"
         "    world.barrier()\n"
         "    time.sleep(6 * world.rank)\n"
         "    assert world.share(len(world.gather(1))) == 2\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program]
-    subprocess.run(launch, cwd=ROOT, check=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        program,
+    ]
+    subprocess.run(
+        launch, cwd=ROOT, check=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.trial)])
 def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
-    """FSDP2 against DDP, with AdamW, clipping, accumulation, an average and validation: losses, checkpoints, accuracy.
+    """FSDP2 against DDP, with AdamW, clipping, accumulation, an average and validation: losses,
+    checkpoints, accuracy.
 
-    They add gradients up in another order. Measured on five data sets over 27 steps: the first 8 losses within 5e-7, the rest
-    within 1.3e-4 where max-pooling meets ties, weights within 4e-6 without.
+    They add gradients up in another order. Measured on five data sets over 27 steps: the first 8
+    losses within 5e-7, the rest within 1.3e-4 where max-pooling meets ties, weights within 4e-6
+    without.
     """
-    more = ["stages=[train,test]", "train.epochs=10", "train.log_every=1", "train.save_every=5", "train.ema=0.9"]
-    more += ["optim.lr=1e-4", "train.accumulate=2", "train.val_every=5", "train.batch_size=12", "optim.layer_decay=0.8"]
+    more = [
+        "stages=[train,test]",
+        "train.epochs=10",
+        "train.log_every=1",
+        "train.save_every=5",
+        "train.ema=0.9",
+    ]
+    more += [
+        "optim.lr=1e-4",
+        "train.accumulate=2",
+        "train.val_every=5",
+        "train.batch_size=12",
+        "optim.layer_decay=0.8",
+    ]
     for name in ("ddp", "fsdp"):
         ranks(count, *finetune(name, *more, f"train.parallel={name}"))
-    ddp, fsdp = tmp_path / "ddp", tmp_path / "fsdp"
+    ddp = tmp_path / "ddp"
+    fsdp = tmp_path / "fsdp"
     assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 20
     assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-3)
     for name, tensor in weights(ddp).items():
         torch.testing.assert_close(weights(fsdp)[name], tensor, rtol=0, atol=1e-3)
-    states = [torch.load(f / "checkpoints/latest/train_state.pt", weights_only=True) for f in (ddp, fsdp)]
+    states = [
+        torch.load(f / "checkpoints/latest/train_state.pt", weights_only=True) for f in (ddp, fsdp)
+    ]
     assert list(states[0]) == list(states[1]), "checkpoints of one are those of the other"
-    assert all(torch.as_tensor(states[0][k]).shape == torch.as_tensor(states[1][k]).shape for k in states[0])
+    assert all(
+        torch.as_tensor(states[0][k]).shape == torch.as_tensor(states[1][k]).shape
+        for k in states[0]
+    )
     scores = [load_file(f / "test/scores.safetensors")["scores"] for f in (ddp, fsdp)]
     torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-3)
     # Taken up in the middle, it ends the same.
@@ -107,7 +144,12 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
 
 @pytest.mark.trial
 def test_sharded_pretraining(shapes, tmp_path):
-    small = [f"data.root={shapes}", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_workers=0"]
+    small = [
+        f"data.root={shapes}",
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "data.num_workers=0",
+    ]
     small += ["train.epochs=4", "train.batch_size=8", "train.log_every=1", "train.val_every=4"]
     for name in ("ddp", "fsdp"):
         ranks(2, *small, f"output={tmp_path / name}", f"train.parallel={name}", cfg=PRETRAIN)

@@ -22,7 +22,11 @@ def runs(shapes, tmp_path_factory):
     (folder / "classes.txt").write_text("\n".join([ODD, *names[1:]]) + "\n")
     (folder / "val.csv").write_text((shapes / "val.csv").read_text() + "gone/<b>.mp4 3\n")
     common = [f"data.root={shapes}", *SHORT, "train.val_every=1"]
-    test = ["init.weights=null", f"data.test={folder / 'val.csv'}", f"data.classes={folder / 'classes.txt'}"]
+    test = [
+        "init.weights=null",
+        f"data.test={folder / 'val.csv'}",
+        f"data.classes={folder / 'classes.txt'}",
+    ]
     start(*common, *test, "stages=[train,test,features]", f"output={folder / 'finetune'}")
     start(*common, "mae.probe_videos=8", f"output={folder / 'pretrain'}", cfg=PRETRAIN)
     return folder
@@ -30,12 +34,27 @@ def runs(shapes, tmp_path_factory):
 
 def browse(file, folder, *more):
     """(what Chromium logs, the console included; what the page asked of a network)"""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if chromium is None:
         pytest.skip("no Chromium here")
     quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), "--hide-scrollbars"]
-    command += ["--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", "--window-size=1100,3000"]
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet.split(),
+        "--hide-scrollbars",
+    ]
+    command += [
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1100,3000",
+    ]
     command += [f"--log-net-log={folder / 'net.json'}", *more, f"file://{file}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -84,7 +103,11 @@ def test_says_what_happened(runs, tmp_path):
         assert text in page, text
     assert "<script>" not in page and page.count("data:image/jpeg") >= 6, "thumbnails"
     page = (runs / "pretrain/report.html").read_text()
-    assert "Probe, nearest neighbours" in page and "at step 2<" in page and page.count("data:image/png") == 4
+    assert (
+        "Probe, nearest neighbours" in page
+        and "at step 2<" in page
+        and page.count("data:image/png") == 4
+    )
 
 
 def test_made_again_elsewhere(runs, tmp_path, tool):

@@ -15,8 +15,8 @@ from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 from safetensors.torch import load_file
 
 from hiera_video.config import load_config
-from hiera_video.errors import UserError
-from hiera_video.run import run
+from hiera_video.stages.run import run
+from hiera_video.system.errors import UserError
 
 
 def results(folder):
@@ -38,22 +38,39 @@ def steps(folder):
 
 def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
     """The whole path in one go, and every file that the contract names."""
-    mae, out = tmp_path / "mae", tmp_path / "run"
+    mae = tmp_path / "mae"
+    out = tmp_path / "run"
     tool("tools/run_net.py", "--cfg", PRETRAIN, f"data.root={shapes}", f"output={mae}", *SHORT)
     overrides = [o for o in finetune() if not o.startswith("init.")]
     tool(
         *("tools/run_net.py", "--cfg", FINETUNE, *overrides, f"init.weights={mae}"),
         *("stages=[train,test,features]", "train.val_every=1", "features.stages=[1,4]"),
     )
-    for name in ("config.yaml", "run.json", "log.txt", "metrics.jsonl", "tb", "checkpoints/latest/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "run.json",
+        "log.txt",
+        "metrics.jsonl",
+        "tb",
+        "checkpoints/latest/model.safetensors",
+    ):
         assert (out / name).exists(), name
-    assert "head.projection" in (out / "log.txt").read_text(), "the re-initialised head is in the log"
+    assert "head.projection" in (out / "log.txt").read_text(), (
+        "the re-initialised head is in the log"
+    )
     latest = out / "checkpoints/latest"
-    assert latest.is_symlink() and not latest.readlink().is_absolute() and latest.readlink().name == "step_000000004"
+    assert (
+        latest.is_symlink()
+        and not latest.readlink().is_absolute()
+        and latest.readlink().name == "step_000000004"
+    )
 
     card = json.loads((out / "run.json").read_text())
     assert card["world_size"] == 1 and card["lists"]["data.train"]["videos"] == 32
-    assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "run_net.py" in card["command"]
+    assert (
+        card["packages"]["torch"] == torch.__version__.split("+")[0]
+        and "run_net.py" in card["command"]
+    )
 
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     train = [r for r in rows if r["split"] == "train"]
@@ -83,7 +100,13 @@ def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
     assert [r["status"] for r in manifest] == ["ok"] * 9
     features = load_file(out / "features" / manifest[0]["file"])
     assert features["features"].shape == (2, 128) and features["times"].shape == (2, 2)
-    assert features["stage1"].shape == (2, 4, 16, 16, 16) and features["stage4"].shape == (2, 4, 2, 2, 128)
+    assert features["stage1"].shape == (2, 4, 16, 16, 16) and features["stage4"].shape == (
+        2,
+        4,
+        2,
+        2,
+        128,
+    )
 
     before = (out / "log.txt").read_text().count("done already")
     tool(
@@ -95,11 +118,21 @@ def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
         "train.val_every=1",
         "features.stages=[1,4]",
     )
-    assert (out / "log.txt").read_text().count("done already") == before + 2, "a finished stage is not repeated"
+    assert (out / "log.txt").read_text().count("done already") == before + 2, (
+        "a finished stage is not repeated"
+    )
 
     # Features of the masked autoencoder's own weights, through the tool.
     tool(
-        *("tools/extract_features.py", "--cfg", PRETRAIN, "--weights", mae, "--videos", shapes / "val.csv"),
+        *(
+            "tools/extract_features.py",
+            "--cfg",
+            PRETRAIN,
+            "--weights",
+            mae,
+            "--videos",
+            shapes / "val.csv",
+        ),
         *("--output", tmp_path / "mae_features", f"data.root={shapes}", *SHORT),
     )
     assert len(list((tmp_path / "mae_features").glob("*.safetensors"))) == 9
@@ -109,7 +142,13 @@ def test_same_config_and_seed_same_weights(tmp_path, finetune):
     for name in ("a", "b"):
         start(*finetune(name), "classify.mixup=0.8", "model.drop_path_rate=0.2", "data.erase=0.3")
     assert results(tmp_path / "a") == results(tmp_path / "b")
-    start(*finetune("c"), "classify.mixup=0.8", "model.drop_path_rate=0.2", "data.erase=0.3", "data.num_workers=2")
+    start(
+        *finetune("c"),
+        "classify.mixup=0.8",
+        "model.drop_path_rate=0.2",
+        "data.erase=0.3",
+        "data.num_workers=2",
+    )
     assert results(tmp_path / "a") == results(tmp_path / "c"), "whatever the number of workers"
     start(*finetune("d"), "seed=1")
     assert results(tmp_path / "a") != results(tmp_path / "d")
@@ -117,14 +156,18 @@ def test_same_config_and_seed_same_weights(tmp_path, finetune):
 
 @pytest.mark.trial
 def test_compiled_and_recomputed_runs_are_the_same_training(tmp_path, finetune):
-    losses, accuracies = [], []
+    losses = []
+    accuracies = []
     for name, *more in (
         ("plain",),
         ("recomputed", "train.recompute_stages=[1,2,3]"),
         ("compiled", "train.compile=true", "test.compile=true"),
     ):
         start(*finetune(name, *more))
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         losses.append([row["loss"] for row in rows if row["split"] == "train"])
         accuracies.append(json.loads((tmp_path / name / "test/metrics.json").read_text())["top1"])
     assert losses[1] == losses[0]
@@ -136,13 +179,21 @@ def test_compiled_and_recomputed_runs_are_the_same_training(tmp_path, finetune):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_run_ends_the_same(tmp_path, finetune, workers):
-    """Kill -9 between two checkpoints; the same command goes on and ends byte for byte as an uninterrupted run."""
-    more = ["train.epochs=6", "train.log_every=1", f"data.num_workers={workers}", "model.drop_path_rate=0.2"]
+    """Kill -9 between two checkpoints; the same command goes on and ends byte for byte as an
+    uninterrupted run.
+    """
+    more = [
+        "train.epochs=6",
+        "train.log_every=1",
+        f"data.num_workers={workers}",
+        "model.drop_path_rate=0.2",
+    ]
     command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("killed"), *more]
     killed = tmp_path / "killed"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:  # checkpoints come every 2 of 12 steps; die at a step between them
+    # checkpoints come every 2 of 12 steps; die at a step between them
+    while time.monotonic() < deadline:
         done = steps(killed) if (killed / "metrics.jsonl").exists() else [0]
         if done and done[-1] >= 5:
             break
@@ -171,7 +222,9 @@ def test_pretraining_is_repeatable_and_learns(shapes, tmp_path):
         start(*overrides, f"output={tmp_path / name}", cfg=PRETRAIN)
     weights = [load_file(tmp_path / n / "checkpoints/latest/model.safetensors") for n in ("a", "b")]
     assert all(torch.equal(t, weights[1][n]) for n, t in weights[0].items())
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()
+    ]
     assert sum(losses[-3:]) / 3 < 0.95 * sum(losses[:3]) / 3
 
 
@@ -181,7 +234,8 @@ def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name)
     config = tmp_path / "c.yaml"
     config.write_text(
         f"model: {{name: {name}}}\noutput: {tmp_path / 'run'}\n"
-        f"data: {{root: {shapes}, classes: classes.txt, directional: true, num_frames: 8, sampling_rate: 2, crop_size: 64,"
+        f"data: {{root: {shapes}, classes: classes.txt, directional: true, num_frames: 8, "
+        "sampling_rate: 2, crop_size: 64,"
         " num_workers: 0}\ntrain: {epochs: 0.5, batch_size: 8}\ntest: {clips: 2, crops: 1}\n"
     )
     run(load_config(config))
@@ -199,9 +253,14 @@ def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name)
 
 def test_pytorchvideo_samplers_by_name(tmp_path, finetune):
     pytest.importorskip("pytorchvideo")
-    sampler = ["data.clip_sampler=pytorchvideo.random", "test.clip_sampler=pytorchvideo.constant_clips_per_video"]
+    sampler = [
+        "data.clip_sampler=pytorchvideo.random",
+        "test.clip_sampler=pytorchvideo.constant_clips_per_video",
+    ]
     start(*finetune(), *sampler, "test.clip_sampler_args=[2]", "train.val_every=1")
-    assert json.loads((tmp_path / "run/test/protocol.json").read_text())["clip"].endswith("constant_clips_per_video, 2")
+    assert json.loads((tmp_path / "run/test/protocol.json").read_text())["clip"].endswith(
+        "constant_clips_per_video, 2"
+    )
     assert "videos, one view each" in (tmp_path / "run/log.txt").read_text()
     metrics = json.loads((tmp_path / "run/test/metrics.json").read_text())
     assert metrics["videos"] == 9 and metrics["views"] == [2, 3]
@@ -213,15 +272,41 @@ def test_own_videos_from_class_folders(shapes, tmp_path, tool):
     shutil.copytree(shapes / "train", mine)
     tool("datasets/make_lists.py", mine, "--val", "0.25")
     assert len((mine / "val.csv").read_text().splitlines()) == 8
-    small = ["model.name=hiera_tiny_16x224", "model.embed_dim=16", "model.stages=[1,1,1,1]", "data.num_frames=8"]
-    small += ["data.sampling_rate=2", "data.crop_size=64", "data.num_workers=0", "train.epochs=1", "train.batch_size=8"]
-    small += ["train.precision=float32", "data.directional=true", f"output={tmp_path / 'own'}", f"data.root={mine}"]
+    small = [
+        "model.name=hiera_tiny_16x224",
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+        "data.num_frames=8",
+    ]
+    small += [
+        "data.sampling_rate=2",
+        "data.crop_size=64",
+        "data.num_workers=0",
+        "train.epochs=1",
+        "train.batch_size=8",
+    ]
+    small += [
+        "train.precision=float32",
+        "data.directional=true",
+        f"output={tmp_path / 'own'}",
+        f"data.root={mine}",
+    ]
     tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *small, "stages=[train]")
     tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *small, "stages=[test]")
     assert json.loads((tmp_path / "own/test/metrics.json").read_text())["videos"] == 8
     # Class folders without lists do as well.
-    more = [o for o in small if not o.startswith("output")] + [f"output={tmp_path / 'folders'}", "data.classes=null"]
-    tool("tools/run_net.py", "--cfg", "configs/own/hiera_b_16x4.yaml", *more, f"data.train={mine}", f"data.val={mine}")
+    more = [o for o in small if not o.startswith("output")] + [
+        f"output={tmp_path / 'folders'}",
+        "data.classes=null",
+    ]
+    tool(
+        "tools/run_net.py",
+        "--cfg",
+        "configs/own/hiera_b_16x4.yaml",
+        *more,
+        f"data.train={mine}",
+        f"data.val={mine}",
+    )
 
 
 def test_main_config_trains_on_any_small_list(shapes, tmp_path, tool):
@@ -232,14 +317,24 @@ def test_main_config_trains_on_any_small_list(shapes, tmp_path, tool):
         "data.crop_size=64",
         "train.batch_size=8",
     ]
-    small += ["train.epochs=1", "data.num_workers=0", f"output={tmp_path / 'run'}", "test.clips=1", "train.val_every=0"]
-    tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", f"data.root={shapes}", *small)
+    small += [
+        "train.epochs=1",
+        "data.num_workers=0",
+        f"output={tmp_path / 'run'}",
+        "test.clips=1",
+        "train.val_every=0",
+    ]
+    tool(
+        "tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", f"data.root={shapes}", *small
+    )
     assert json.loads((tmp_path / "run/test/metrics.json").read_text())["videos"] == 9
 
 
 def test_real_clips(clips, tmp_path, tool):
     """The whole path on real and odd files: nothing stops, everything is counted."""
-    names = sorted(p.name for p in clips.iterdir() if p.suffix != ".md" and p.name != "hangs_decord.mp4")
+    names = sorted(
+        p.name for p in clips.iterdir() if p.suffix != ".md" and p.name != "hangs_decord.mp4"
+    )
     (tmp_path / "real.csv").write_text("".join(f"{n} {i % 3}\n" for i, n in enumerate(names)))
     lists = [f"data.root={clips}", *(f"data.{k}={tmp_path / 'real.csv'}" for k in ("train", "val"))]
     small = [
@@ -258,7 +353,15 @@ def test_real_clips(clips, tmp_path, tool):
     ]
     out = tmp_path / "run"
     stages = "stages=[train,test,features]"
-    tool("tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml", *lists, *small, f"output={out}", stages)
+    tool(
+        "tools/run_net.py",
+        "--cfg",
+        "configs/K400/hiera_b_16x4.yaml",
+        *lists,
+        *small,
+        f"output={out}",
+        stages,
+    )
     metrics = json.loads((out / "test/metrics.json").read_text())
     assert len(names) == 11 and metrics["videos_expected"] == 11
     assert metrics["videos"] + len(metrics["missing"]) == 11

@@ -1,4 +1,6 @@
-"""The run as a job of a real SLURM, brought up on this machine by the test: submit, pre-empt, time limit, a killed rank."""
+"""The run as a job of a real SLURM, brought up on this machine by the test: submit, pre-empt, time
+limit, a killed rank.
+"""
 
 import json
 import os
@@ -16,7 +18,17 @@ from conftest import FINETUNE, ROOT, SHORT
 from safetensors.torch import load_file
 
 SLURM = ROOT / "tests/slurm"
-SUBMIT = ["tools/submit.py", "--cfg", FINETUNE, "--partition", "low", "--nodes", "2", "--tasks-per-node", "2"]
+SUBMIT = [
+    "tools/submit.py",
+    "--cfg",
+    FINETUNE,
+    "--partition",
+    "low",
+    "--nodes",
+    "2",
+    "--tasks-per-node",
+    "2",
+]
 SUBMIT += ["--cpus-per-task", "1"]
 
 
@@ -29,18 +41,29 @@ def cluster():
         if not shutil.which(p, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
     ]
     if missing:
-        pytest.skip(f"no SLURM here ({missing[0]} is missing): apt-get install slurmd slurmctld slurm-client munge")
+        pytest.skip(
+            f"no SLURM here ({missing[0]} is missing): apt-get install slurmd slurmctld "
+            "slurm-client munge"
+        )
     folder = tempfile.mkdtemp(dir="/tmp", prefix="hs")
-    up = subprocess.run(["bash", SLURM / "up.sh", folder], capture_output=True, text=True, timeout=60)
+    up = subprocess.run(
+        ["bash", SLURM / "up.sh", folder], capture_output=True, text=True, timeout=60
+    )
     if up.returncode:
         pytest.fail(f"SLURM does not start: {up.stderr[-500:]}")
-    env = {**os.environ, "SLURM_CONF": f"{folder}/etc/slurm.conf", "PATH": f"{SLURM}/shim:{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "SLURM_CONF": f"{folder}/etc/slurm.conf",
+        "PATH": f"{SLURM}/shim:{os.environ['PATH']}",
+    }
     yield {**env, "OMP_NUM_THREADS": "1"}
     subprocess.run(["bash", SLURM / "down.sh", folder], capture_output=True, timeout=60)
 
 
 def sh(env, *command, check=True):
-    done = subprocess.run([str(c) for c in command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(c) for c in command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 or not check, done.stderr
     return done.stdout
 
@@ -51,7 +74,9 @@ def submit(env, *arguments):
 
 
 def job_state(env, job):
-    return dict(f.split("=", 1) for f in sh(env, "scontrol", "show", "job", job).split() if "=" in f)
+    return dict(
+        f.split("=", 1) for f in sh(env, "scontrol", "show", "job", job).split() if "=" in f
+    )
 
 
 def wait(env, job, folder, condition, seconds=150):
@@ -61,7 +86,9 @@ def wait(env, job, folder, condition, seconds=150):
         if condition(state):
             return state
         time.sleep(0.2)
-    logs = "\n".join(f"== {f.name}\n{f.read_text()[-1500:]}" for f in sorted((folder / "slurm").glob("*_log.*")))
+    logs = "\n".join(
+        f"== {f.name}\n{f.read_text()[-1500:]}" for f in sorted((folder / "slurm").glob("*_log.*"))
+    )
     raise AssertionError(f"job {job} is {job_state(env, job)['JobState']}\n{logs}")
 
 
@@ -79,7 +106,13 @@ def job(shapes, tmp_path):
     """Overrides of a run of 40 steps, on four ranks."""
 
     def overrides(name, *more):
-        common = [f"data.root={shapes}", f"output={tmp_path / name}", "init.weights=null", *SHORT, "stages=[train]"]
+        common = [
+            f"data.root={shapes}",
+            f"output={tmp_path / name}",
+            "init.weights=null",
+            *SHORT,
+            "stages=[train]",
+        ]
         return [*common, "train.epochs=20", "train.log_every=1", "train.save_every=100", *more]
 
     return overrides
@@ -94,11 +127,24 @@ def uninterrupted(cluster, job, tmp_path):
 
 
 def test_preempted_and_requeued(cluster, job, tmp_path, uninterrupted):
-    """Submit, pre-empt by a job of a higher partition, requeue, finish: the same weights as without."""
+    """Submit, pre-empt by a job of a higher partition, requeue, finish: the same weights as
+    without.
+    """
     folder = tmp_path / "run"
     number = submit(cluster, *job("run"))
     wait(cluster, number, folder, lambda s: steps(folder) >= 3 or ended(s))
-    sh(cluster, "sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    sh(
+        cluster,
+        "sbatch",
+        "-p",
+        "high",
+        "-N2",
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 3",
+    )
     state = wait(cluster, number, folder, ended)
     assert state["JobState"] == "COMPLETED" and int(state["Restarts"]) >= 1
     log = (folder / "log.txt").read_text()
@@ -112,7 +158,11 @@ def test_a_killed_rank_ends_the_job_with_its_name(cluster, job, tmp_path):
     folder = tmp_path / "run"
     number = submit(cluster, *job("run", "train.epochs=2000"))
     wait(cluster, number, folder, lambda s: steps(folder) >= 2 or ended(s))
-    victim = next(p for p in map(int, sh(cluster, "pgrep", "-f", "submitit.core._submit").split()) if rank_of(p) == "3")
+    victim = next(
+        p
+        for p in map(int, sh(cluster, "pgrep", "-f", "submitit.core._submit").split())
+        if rank_of(p) == "3"
+    )
     began = time.monotonic()
     os.kill(victim, 9)
     state = wait(cluster, number, folder, ended, seconds=60)
@@ -132,7 +182,8 @@ def rank_of(pid):
 @pytest.mark.trial
 def test_time_limit(cluster, job, tmp_path):
     """A job of a minute that needs more goes back into the queue until it is done."""
-    more, results = ["train.epochs=120"], {}
+    more = ["train.epochs=120"]
+    results = {}
     for name, limit in (("whole", "30"), ("run", "1")):
         number = submit(cluster, *job(name, *more), "--minutes", limit, "--signal-before", "40")
         state = wait(cluster, number, tmp_path / name, ended, seconds=600)
@@ -146,25 +197,69 @@ def test_time_limit(cluster, job, tmp_path):
 
 @pytest.mark.trial
 def test_a_snapshot_and_an_array_of_features(cluster, job, shapes, tmp_path, tool):
-    """A run from a copy of the code, then its features by three tasks of a job array: what one process makes."""
+    """A run from a copy of the code, then its features by three tasks of a job array: what one
+    process makes.
+    """
     number = submit(cluster, *job("run", "train.epochs=2", "train.save_every=2"), "--snapshot")
     assert wait(cluster, number, tmp_path / "run", ended)["JobState"] == "COMPLETED"
     copy = json.loads((tmp_path / "run/run.json").read_text())["code"]
-    assert copy == str(tmp_path / "run/slurm/code") and (Path(copy) / "hiera_video/models/hiera.py").is_file()
-    extract = ["tools/extract_features.py", "--cfg", FINETUNE, "--weights", tmp_path / "run", *SHORT]
+    assert (
+        copy == str(tmp_path / "run/slurm/code")
+        and (Path(copy) / "hiera_video/models/hiera.py").is_file()
+    )
+    extract = [
+        "tools/extract_features.py",
+        "--cfg",
+        FINETUNE,
+        "--weights",
+        tmp_path / "run",
+        *SHORT,
+    ]
     extract += [f"data.root={shapes}", "--videos", shapes / "val.csv", "--output"]
     tool(*extract, tmp_path / "one")
-    command = shlex.join(map(str, [sys.executable, *extract, tmp_path / "array", "--shard", "slurm"]))
+    command = shlex.join(
+        map(str, [sys.executable, *extract, tmp_path / "array", "--shard", "slurm"])
+    )
     log = tmp_path / "array_%a.txt"
-    sh(cluster, "sbatch", "--wait", "-p", "low", "--array=0-2", "-o", log, "--wrap", f"cd {ROOT} && {command}")
+    sh(
+        cluster,
+        "sbatch",
+        "--wait",
+        "-p",
+        "low",
+        "--array=0-2",
+        "-o",
+        log,
+        "--wrap",
+        f"cd {ROOT} && {command}",
+    )
     for file in sorted((tmp_path / "one").glob("*.*")):
         if file.suffix in (".safetensors", ".csv"):
             assert (tmp_path / "array" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_dry_run_needs_no_slurm(tmp_path, tool):
-    more = ["--account", "me", "--qos", "q", "--constraint", "h100", "--gpus-per-node", "8", "--dry-run"]
-    arguments = ["--cfg", FINETUNE, "configs/demo/pretrain.yaml", "--partition", "p", "--nodes", "4", *more]
+    more = [
+        "--account",
+        "me",
+        "--qos",
+        "q",
+        "--constraint",
+        "h100",
+        "--gpus-per-node",
+        "8",
+        "--dry-run",
+    ]
+    arguments = [
+        "--cfg",
+        FINETUNE,
+        "configs/demo/pretrain.yaml",
+        "--partition",
+        "p",
+        "--nodes",
+        "4",
+        *more,
+    ]
     out = tool("tools/submit.py", *arguments).stdout
     for line in (
         "--nodes=4",
@@ -178,5 +273,14 @@ def test_dry_run_needs_no_slurm(tmp_path, tool):
     for line in ("--array=0-1%2", "--requeue", "--signal=USR2@120", "--time=1440"):
         assert f"#SBATCH {line}" in out, line
     assert "--kill-on-bad-exit=1" in out
-    wrong = tool("tools/submit.py", "--cfg", FINETUNE, "--partition", "p", "--dry-run", "train.epoch=3", check=2)
+    wrong = tool(
+        "tools/submit.py",
+        "--cfg",
+        FINETUNE,
+        "--partition",
+        "p",
+        "--dry-run",
+        "train.epoch=3",
+        check=2,
+    )
     assert "train.epochs" in wrong.stderr

@@ -7,9 +7,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from hiera_video.data.video import open_video
+from hiera_video.data.decode.readers import open_video
 
-TOOLS = sorted(str(p.relative_to(ROOT)) for folder in ("tools", "datasets") for p in (ROOT / folder).glob("*.py"))
+TOOLS = sorted(
+    str(p.relative_to(ROOT))
+    for folder in ("tools", "datasets")
+    for p in (ROOT / folder).glob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", TOOLS)
@@ -38,12 +42,18 @@ def test_moving_shapes_are_repeatable_and_apart(tmp_path):
             with open_video(file, "pyav") as video:
                 video.get([0, 1])
     assert files[0] == files[1]
-    frames = moving_shapes.draw_video(moving_shapes.CLASSES.index("disc moving right"), 0).astype(float).sum(-1)
+    frames = (
+        moving_shapes.draw_video(moving_shapes.CLASSES.index("disc moving right"), 0)
+        .astype(float)
+        .sum(-1)
+    )
     places = [(f * (f > 400)).sum(0).argmax() for f in (frames[4], frames[-4])]
     assert places[1] > places[0] + 10, "it moves right"
     moving_shapes.make_dataset(tmp_path / "a", train=8, val=8)
     lists = [(tmp_path / f"a/{split}.csv").read_text().splitlines() for split in ("train", "val")]
-    assert [len(rows) for rows in lists] == [8, 8] and sorted(int(r.split()[-1]) for r in lists[0]) == list(range(8))
+    assert [len(rows) for rows in lists] == [8, 8] and sorted(
+        int(r.split()[-1]) for r in lists[0]
+    ) == list(range(8))
 
 
 def test_make_lists_keeps_what_is_there(tmp_path, tool):
@@ -61,7 +71,13 @@ def test_make_lists_keeps_what_is_there(tmp_path, tool):
 @pytest.mark.parametrize("split, shape", [("train", (4, 2)), ("test", (4, 3))])
 def test_show_clip(shapes, tmp_path, tool, split, shape):
     """Not a blank sheet: every row has colours, and the rows of one video differ."""
-    views = ["train.repeats=2", "test.clips=1", "test.crops=3", "test.short_side=72", "data.erase=1"]
+    views = [
+        "train.repeats=2",
+        "test.clips=1",
+        "test.crops=3",
+        "test.short_side=72",
+        "data.erase=1",
+    ]
     out = tmp_path / "batch.png"
     args = ("--output", out, "--split", split, f"data.root={shapes}", *views)
     done = tool("tools/show_clip.py", "--cfg", "configs/demo/finetune.yaml", *args)
@@ -75,7 +91,15 @@ def test_show_clip(shapes, tmp_path, tool, split, shape):
 def test_data_benchmarks(shapes, tmp_path, tool):
     """The figures are there and make sense; how large they are is for docs/benchmarks.md."""
     pytest.importorskip("decord")
-    run = (sorted(shapes.rglob("*.mp4"))[0], "--rounds", "1", "--pairs", "1", "--json", tmp_path / "out.json")
+    run = (
+        sorted(shapes.rglob("*.mp4"))[0],
+        "--rounds",
+        "1",
+        "--pairs",
+        "1",
+        "--json",
+        tmp_path / "out.json",
+    )
     out = tool("tools/benchmark.py", "loader", "--step-ms", "100", *run).stdout
     assert "PyTorchVideo, decord" in out and "plain decord" in out and "workers" in out
     found = json.loads((tmp_path / "out.json").read_text())
@@ -87,8 +111,19 @@ def test_data_benchmarks(shapes, tmp_path, tool):
 
 def test_dry_run(shapes, tmp_path, tool):
     """It says what a run would do and cost, and leaves nothing."""
-    common = [f"data.root={shapes}", "init.weights=null", "model.embed_dim=16", "model.stages=[1,1,1,1]"]
-    args = ["--cfg", "configs/demo/finetune.yaml", *common, f"output={tmp_path / 'run'}", "optim.reference_batch=64"]
+    common = [
+        f"data.root={shapes}",
+        "init.weights=null",
+        "model.embed_dim=16",
+        "model.stages=[1,1,1,1]",
+    ]
+    args = [
+        "--cfg",
+        "configs/demo/finetune.yaml",
+        *common,
+        f"output={tmp_path / 'run'}",
+        "optim.reference_batch=64",
+    ]
     out = tool("tools/run_net.py", *args, "--dry-run", "--ranks", "2").stdout
     for text in (
         "32 videos, labels 0 to 7",
@@ -99,4 +134,7 @@ def test_dry_run(shapes, tmp_path, tool):
         assert text in out, text
     assert "is not the recipe's 64" in out and "32 of 32 files looked for are there" in out
     assert not (tmp_path / "run").exists()
-    assert "does not divide by 3 ranks" in tool("tools/run_net.py", *args, "--dry-run", "--ranks", "3", check=2).stderr
+    assert (
+        "does not divide by 3 ranks"
+        in tool("tools/run_net.py", *args, "--dry-run", "--ranks", "3", check=2).stderr
+    )

@@ -1,4 +1,6 @@
-"""What a run keeps, and what it does when something goes wrong: real signals, real full disks, real torn files."""
+"""What a run keeps, and what it does when something goes wrong: real signals, real full disks, real
+torn files.
+"""
 
 import json
 import os
@@ -13,14 +15,17 @@ import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
 from safetensors.torch import load_file
 
-from hiera_video.checkpoint import newest_whole
-from hiera_video.errors import RunStopped, UserError
+from hiera_video.system.errors import RunStopped, UserError
+from hiera_video.training.checkpoint import newest_whole
 
 
 def state(folder):
     """Bytes of the newest checkpoint."""
     last = (folder / "checkpoints/latest").resolve()
-    return {name: (last / name).read_bytes() for name in ("model.safetensors", "train_state.pt", "checksums.json")}
+    return {
+        name: (last / name).read_bytes()
+        for name in ("model.safetensors", "train_state.pt", "checksums.json")
+    }
 
 
 def rows(folder, split="train"):
@@ -30,20 +35,28 @@ def rows(folder, split="train"):
 
 def launch(*overrides, cfg=FINETUNE):
     command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *overrides]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_step(folder, step, process):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if (folder / "metrics.jsonl").exists() and (found := rows(folder)) and found[-1]["step"] >= step:
+        if (
+            (folder / "metrics.jsonl").exists()
+            and (found := rows(folder))
+            and found[-1]["step"] >= step
+        ):
             return
         time.sleep(0.01)
     raise AssertionError(f"it never came to step {step}: {process.communicate()}")
 
 
 def test_average_of_the_weights(tmp_path, finetune):
-    """It follows its formula, is what is saved, tested and resumed, and leaves the training as it is."""
+    """It follows its formula, is what is saved, tested and resumed, and leaves the training as it
+    is.
+    """
     more = ["train.epochs=4", "train.log_every=1", "train.save_every=0.25", "train.keep=99"]
     start(*finetune("plain", "stages=[train]", *more))
     start(*finetune("ema", *more, "train.ema=0.7", "train.val_every=2"))
@@ -54,8 +67,12 @@ def test_average_of_the_weights(tmp_path, finetune):
         for name, now in weights[k].items():
             torch.testing.assert_close(averaged[k][name], 0.7 * averaged[k - 1][name] + 0.3 * now)
     own = torch.load(ema / "latest/train_state.pt", weights_only=True)
-    assert all(torch.equal(own[f"weights.{name}"], t) for name, t in weights[-1].items()), "training is the same"
-    assert [r["loss"] for r in rows(tmp_path / "plain")] == [r["loss"] for r in rows(tmp_path / "ema")]
+    assert all(torch.equal(own[f"weights.{name}"], t) for name, t in weights[-1].items()), (
+        "training is the same"
+    )
+    assert [r["loss"] for r in rows(tmp_path / "plain")] == [
+        r["loss"] for r in rows(tmp_path / "ema")
+    ]
     # Taken up in the middle, it ends the same.
     half = tmp_path / "half"
     shutil.copytree(tmp_path / "ema", half, symlinks=True)
@@ -64,17 +81,41 @@ def test_average_of_the_weights(tmp_path, finetune):
     shutil.rmtree(half / "test")
     start(*finetune("half", *more, "train.ema=0.7", "train.val_every=2"))
     assert state(half) == state(tmp_path / "ema")
-    assert (half / "test/predictions.csv").read_bytes() == (tmp_path / "ema/test/predictions.csv").read_bytes()
+    assert (half / "test/predictions.csv").read_bytes() == (
+        tmp_path / "ema/test/predictions.csv"
+    ).read_bytes()
 
 
 def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes):
     for name, more in (("one", []), ("four", ["train.accumulate=4"])):
-        start(*finetune(name, "stages=[train]", "train.epochs=3", "train.log_every=1", "optim.lr=2e-4", *more))
+        start(
+            *finetune(
+                name,
+                "stages=[train]",
+                "train.epochs=3",
+                "train.log_every=1",
+                "optim.lr=2e-4",
+                *more,
+            )
+        )
     one, four = ([r["loss"] for r in rows(tmp_path / n)] for n in ("one", "four"))
     assert four == pytest.approx(one, abs=1e-4) and len(one) == 6
-    common = [f"data.root={shapes}", "train.epochs=4", "train.batch_size=8", "train.log_every=1", "data.num_workers=0"]
+    common = [
+        f"data.root={shapes}",
+        "train.epochs=4",
+        "train.batch_size=8",
+        "train.log_every=1",
+        "data.num_workers=0",
+    ]
     for name, more in (("mae_one", []), ("mae_four", ["train.accumulate=3"])):
-        start(*common, f"output={tmp_path / name}", *more, "model.embed_dim=16", "model.stages=[1,1,1,1]", cfg=PRETRAIN)
+        start(
+            *common,
+            f"output={tmp_path / name}",
+            *more,
+            "model.embed_dim=16",
+            "model.stages=[1,1,1,1]",
+            cfg=PRETRAIN,
+        )
     one, four = ([r["loss"] for r in rows(tmp_path / n)] for n in ("mae_one", "mae_four"))
     assert four == pytest.approx(one, abs=1e-4) and len(one) >= 4
 
@@ -82,7 +123,8 @@ def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes)
 def test_damaged_checkpoints_are_passed_over_loudly(tmp_path, finetune):
     more = ["stages=[train]", "train.epochs=4", "train.save_every=1", "train.keep=3"]
     start(*finetune("run", *more))
-    run, whole = tmp_path / "run", state(tmp_path / "run")
+    run = tmp_path / "run"
+    whole = state(tmp_path / "run")
     steps = sorted((run / "checkpoints").glob("step_*"))
     file = steps[-1] / "train_state.pt"
     file.write_bytes(file.read_bytes()[:-100])  # torn
@@ -91,7 +133,10 @@ def test_damaged_checkpoints_are_passed_over_loudly(tmp_path, finetune):
     (steps[-2] / "model.safetensors").write_bytes(content)
     start(*finetune("run", *more))
     log = (run / "log.txt").read_text()
-    assert log.count("CHECKPOINT DAMAGED") == 2 and f"continuing after step {int(steps[-3].name[5:])}" in log
+    assert (
+        log.count("CHECKPOINT DAMAGED") == 2
+        and f"continuing after step {int(steps[-3].name[5:])}" in log
+    )
     assert state(run) == whole, "it went back and ended the same"
     for step in (run / "checkpoints").glob("step_*"):
         (step / "checksums.json").unlink()
@@ -103,13 +148,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
     """A file system of a few megabytes, and a file that fills it half-way."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("cannot mount a small file system here")
     try:
         overrides = [o for o in finetune() if not o.startswith("output")]
         run = launch(
-            *overrides, f"output={disk / 'run'}", "train.epochs=200", "train.save_every=0.5", "train.log_every=1"
+            *overrides,
+            f"output={disk / 'run'}",
+            "train.epochs=200",
+            "train.save_every=0.5",
+            "train.log_every=1",
         )
         wait_for_step(disk / "run", 2, run)
         with open(disk / "filler", "wb", buffering=0) as f:  # else closing it writes once more
@@ -144,11 +195,13 @@ def test_one_run_a_folder(tmp_path, finetune):
 
 
 @pytest.mark.parametrize(
-    "name, workers, to_all", [pytest.param("SIGUSR2", 2, True, marks=pytest.mark.trial), ("SIGTERM", 1, False)]
+    "name, workers, to_all",
+    [pytest.param("SIGUSR2", 2, True, marks=pytest.mark.trial), ("SIGTERM", 1, False)],
 )
 def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all):
-    """Sent to every process of the run, as schedulers do, or to the first alone. It ends soon, and goes on as if nothing had
-    happened."""
+    """Sent to every process of the run, as schedulers do, or to the first alone. It ends soon, and
+    goes on as if nothing had happened.
+    """
     more = [
         "train.epochs=8",
         "train.save_every=100",
@@ -158,11 +211,15 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all
     ]
     start(*finetune("whole", *more))
     command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for_step(tmp_path / "run", 3, process)
     (os.killpg if to_all else os.kill)(process.pid, getattr(signal, name))
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
+    assert (
+        process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
+    )
     saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])
     assert 3 <= saved < 16
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
@@ -170,9 +227,19 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tmp_path, finetune, shapes):
-    """The rate explodes the loss; the run names the steps and the videos, keeps its state and deletes nothing."""
-    more = ["train.epochs=50", "train.log_every=4", "optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip_grad=0"]
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(
+    tmp_path, finetune, shapes
+):
+    """The rate explodes the loss; the run names the steps and the videos, keeps its state and
+    deletes nothing.
+    """
+    more = [
+        "train.epochs=50",
+        "train.log_every=4",
+        "optim.lr=1e30",
+        "optim.warmup_epochs=0",
+        "optim.clip_grad=0",
+    ]
     with pytest.raises(
         RunStopped, match=r"gradients not finite in step \d+.*none of it reached the weights.*\.mp4"
     ) as e:
@@ -186,7 +253,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tmp_
 
 
 def test_checkpoints_that_stay_and_the_best(tmp_path, finetune):
-    more = ["train.epochs=6", "train.save_every=1", "train.keep=1", "train.keep_every=3", "train.val_every=1"]
+    more = [
+        "train.epochs=6",
+        "train.save_every=1",
+        "train.keep=1",
+        "train.keep_every=3",
+        "train.val_every=1",
+    ]
     start(*finetune("run", *more, "stages=[train]"))
     found = sorted(int(p.name[5:]) for p in (tmp_path / "run/checkpoints").glob("step_*"))
     best = int((tmp_path / "run/checkpoints/best").resolve().name[5:])
@@ -198,10 +271,19 @@ def test_checkpoints_that_stay_and_the_best(tmp_path, finetune):
 
 
 def test_learning_rate_follows_the_batch(tmp_path, finetune):
-    batch = ["stages=[train]", "optim.lr=1e-3", "optim.warmup_epochs=0", "train.batch_size=16", "train.log_every=1"]
+    batch = [
+        "stages=[train]",
+        "optim.lr=1e-3",
+        "optim.warmup_epochs=0",
+        "train.batch_size=16",
+        "train.log_every=1",
+    ]
     start(*finetune("run", *batch, "optim.reference_batch=64"))
     assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(0.25e-3)
-    assert "WARNING: train.batch_size=16 is not the recipe's 64" in (tmp_path / "run/log.txt").read_text()
+    assert (
+        "WARNING: train.batch_size=16 is not the recipe's 64"
+        in (tmp_path / "run/log.txt").read_text()
+    )
     start(*finetune("same", *batch, "optim.reference_batch=16"))
     assert rows(tmp_path / "same")[0]["lr"] == pytest.approx(1e-3)
     assert "WARNING" not in (tmp_path / "same/log.txt").read_text()
@@ -210,11 +292,27 @@ def test_learning_rate_follows_the_batch(tmp_path, finetune):
 def test_ranks_stop_together(tmp_path, finetune):
     """A wrong config, seen by rank 0 alone, ends all of them with the message once."""
     start(*finetune("run", "stages=[train]"))
-    launch2 = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577"]
-    command = [*launch2, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", "optim.lr=7", "stages=[train]")]
+    launch2 = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29577",
+    ]
+    command = [
+        *launch2,
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *finetune("run", "optim.lr=7", "stages=[train]"),
+    ]
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode and "these keys differ: optim.lr" in done.stderr and time.monotonic() - began < 60
+    assert (
+        done.returncode
+        and "these keys differ: optim.lr" in done.stderr
+        and time.monotonic() - began < 60
+    )
 
 
 def killed(command, folder, moment, rng):
@@ -223,13 +321,16 @@ def killed(command, folder, moment, rng):
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    checkpoints, delay = folder / "checkpoints", rng.uniform(2.5, 6)
+    checkpoints = folder / "checkpoints"
+    delay = rng.uniform(2.5, 6)
     began = time.monotonic()
     while process.poll() is None and time.monotonic() < deadline:
         writing = any(p.is_dir() and not p.is_symlink() for p in checkpoints.glob(".writing_step*"))
         log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
         testing = "weights from" in log[log.rfind("run folder") :].replace("train:", "")
-        if {"writing": writing, "testing": testing, "anywhere": time.monotonic() - began > delay}[moment]:
+        if {"writing": writing, "testing": testing, "anywhere": time.monotonic() - began > delay}[
+            moment
+        ]:
             break
         time.sleep(0.0005)
     if process.poll() is not None:
@@ -241,11 +342,14 @@ def killed(command, folder, moment, rng):
 
 
 def kill_often(command, folder, moments, seed):
-    """Kills the run at each of the moments, then lets it end. Returns how often it was killed at which."""
+    """Kills the run at each of the moments, then lets it end. Returns how often it was killed at
+    which.
+    """
     import random
     from collections import Counter
 
-    rng, count = random.Random(seed), Counter()
+    rng = random.Random(seed)
+    count = Counter()
     for moment in moments:
         if not killed(command, folder, moment, rng):
             break
@@ -257,7 +361,11 @@ def kill_often(command, folder, moments, seed):
 def outcome(folder):
     last = (folder / "checkpoints/latest").resolve()
     files = [last / "model.safetensors", last / "train_state.pt"]
-    files += [folder / "test" / n for n in ("metrics.json", "predictions.csv") if (folder / "test").exists()]
+    files += [
+        folder / "test" / n
+        for n in ("metrics.json", "predictions.csv")
+        if (folder / "test").exists()
+    ]
     return {f.name: f.read_bytes() for f in files}
 
 
@@ -265,7 +373,9 @@ def outcome(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("task", ["finetune", "pretrain"])
 def test_killed_over_and_over(shapes, tmp_path, task, workers):
-    """Kill -9 inside checkpoint writes, in evaluation, anywhere: byte for byte what an uninterrupted run ends with."""
+    """Kill -9 inside checkpoint writes, in evaluation, anywhere: byte for byte what an
+    uninterrupted run ends with.
+    """
     cfg = FINETUNE if task == "finetune" else PRETRAIN
     common = [
         f"data.root={shapes}",
@@ -274,21 +384,47 @@ def test_killed_over_and_over(shapes, tmp_path, task, workers):
         "train.epochs=40",
         "train.log_every=1",
     ]
-    common += ["train.save_every=2", "train.batch_size=8", "model.drop_path_rate=0.2", "init.weights=null"]
+    common += [
+        "train.save_every=2",
+        "train.batch_size=8",
+        "model.drop_path_rate=0.2",
+        "init.weights=null",
+    ]
     moments = ["writing", "anywhere"] * 3 + (["testing"] * 3 if task == "finetune" else [])
-    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    folder = tmp_path / "killed"
+    whole = tmp_path / "whole"
     command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *common]
     count = kill_often([*command, f"output={folder}"], folder, moments, seed=workers)
-    subprocess.run([*command, f"output={whole}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
+    subprocess.run(
+        [*command, f"output={whole}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280
+    )
     assert outcome(folder) == outcome(whole)
-    assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], "each step stands once"
+    assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], (
+        "each step stands once"
+    )
     assert not list((folder / "checkpoints").glob(".writing*"))
     print(f"{task}, {workers} workers: killed {dict(count)}")
 
 
 def test_ranks_that_never_come_are_an_error_and_not_a_run_of_one(tmp_path, finetune):
-    alone = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29583"}
-    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run"), "join_timeout_s=5"]
+    alone = {
+        **os.environ,
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29583",
+    }
+    command = [
+        sys.executable,
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *finetune("run"),
+        "join_timeout_s=5",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
+    assert (
+        done.returncode == 2
+        and "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""The whole path on a laptop core: render MovingShapes, pretrain, fine-tune, test, extract features. `make demo` runs it.
+"""The whole path on a laptop core: render MovingShapes, pretrain, fine-tune, test, extract
+features. `make demo` runs it.
 
 What is finished is not done again; delete runs/demo to start over.
 """
@@ -11,7 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA, RUNS = "data/moving_shapes", "runs/demo"
+DATA = "data/moving_shapes"
+RUNS = "runs/demo"
 
 
 def step(title: str, *command: str) -> None:
@@ -22,14 +24,29 @@ def step(title: str, *command: str) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     start = time.monotonic()
     step("MovingShapes: 960 small videos", "datasets/moving_shapes.py", DATA)
-    step("Masked-autoencoder pretraining", "tools/run_net.py", "--cfg", "configs/demo/pretrain.yaml")
-    step("Fine-tuning, then 5 clips x 3 crops", "tools/run_net.py", "--cfg", "configs/demo/finetune.yaml")
+    step(
+        "Masked-autoencoder pretraining", "tools/run_net.py", "--cfg", "configs/demo/pretrain.yaml"
+    )
+    step(
+        "Fine-tuning, then 5 clips x 3 crops",
+        "tools/run_net.py",
+        "--cfg",
+        "configs/demo/finetune.yaml",
+    )
     step(
         "Features of every validation video",
-        *("tools/extract_features.py", "--cfg", "configs/demo/finetune.yaml", "--weights", f"{RUNS}/finetune"),
+        *(
+            "tools/extract_features.py",
+            "--cfg",
+            "configs/demo/finetune.yaml",
+            "--weights",
+            f"{RUNS}/finetune",
+        ),
         *("--videos", f"{DATA}/val.csv", "--output", f"{RUNS}/features"),
     )
     rows = (ROOT / RUNS / "pretrain/metrics.jsonl").read_text().splitlines()
@@ -38,9 +55,11 @@ def main() -> None:
     print(
         f"\nDone in {time.monotonic() - start:.0f} s.\n"
         f"pretraining  {RUNS}/pretrain     loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
-        f"fine-tuning  {RUNS}/finetune     weights in checkpoints/latest, curves in tb/ and metrics.jsonl\n"
+        f"fine-tuning  {RUNS}/finetune     weights in checkpoints/latest, curves in tb/ and "
+        "metrics.jsonl\n"
         f"test         {RUNS}/finetune/test/metrics.json, predictions.csv\n"
-        f"report       {RUNS}/finetune/report.html, {RUNS}/pretrain/report.html: open them in a browser\n"
+        f"report       {RUNS}/finetune/report.html, {RUNS}/pretrain/report.html: open them in a "
+        "browser\n"
         f"features     {RUNS}/features/manifest.csv\n"
         f"top-1 {test['top1']:.2f} over {test['views'][0]} clips x {test['views'][1]} crops of "
         f"{test['videos']} of {test['videos_expected']} validation videos"

@@ -1,8 +1,10 @@
-"""RandAugment as the published video recipes use it (`rand-m7-mstd0.5-inc1`), one draw for all frames of a clip.
+"""RandAugment as the published video recipes use it (`rand-m7-mstd0.5-inc1`), one draw for all
+frames of a clip.
 
-`num_ops` operations are drawn from the table, each is applied with probability 0.5 at a level drawn from
-N(magnitude, std), clipped to [0, 10]; "increasing" operations act more strongly at a higher level. The operations are
-torchvision's, on uint8 [T, C, H, W]; the table's ranges are those of timm, which the recipes name.
+`num_ops` operations are drawn from the table, each is applied with probability 0.5 at a level drawn
+from N(magnitude, std), clipped to [0, 10]; "increasing" operations act more strongly at a higher
+level. The operations are torchvision's, on uint8 [T, C, H, W]; the table's ranges are those of
+timm, which the recipes name.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,8 @@ def _shear_degrees(tangent: float) -> float:
     return float(np.degrees(np.arctan(tangent)))
 
 
-# name -> (clip, level 0 to 1, sign +1 or -1) -> clip. A sign matters only to operations with two directions.
+# name -> (clip, level 0 to 1, sign +1 or -1) -> clip. A sign matters only to operations with two
+# directions.
 OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "auto_contrast": lambda x, level, sign: F.autocontrast(x),
     "equalize": lambda x, level, sign: F.equalize(x),
@@ -48,8 +51,12 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "sharpness": lambda x, level, sign: F.adjust_sharpness(x, 1 + sign * level * 0.9),
     "shear_x": lambda x, level, sign: _affine(x, shear=(_shear_degrees(sign * level * 0.3), 0.0)),
     "shear_y": lambda x, level, sign: _affine(x, shear=(0.0, _shear_degrees(sign * level * 0.3))),
-    "translate_x": lambda x, level, sign: _affine(x, translate=(round(sign * level * 0.45 * x.shape[-1]), 0)),
-    "translate_y": lambda x, level, sign: _affine(x, translate=(0, round(sign * level * 0.45 * x.shape[-2]))),
+    "translate_x": lambda x, level, sign: _affine(
+        x, translate=(round(sign * level * 0.45 * x.shape[-1]), 0)
+    ),
+    "translate_y": lambda x, level, sign: _affine(
+        x, translate=(0, round(sign * level * 0.45 * x.shape[-2]))
+    ),
 }
 
 

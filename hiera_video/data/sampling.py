@@ -1,21 +1,26 @@
 """Which frames make a clip: index arithmetic only, no decoding.
 
-Every function returns int64 [clips, frames], indices into the presented frames of a video, clamped to [0, N - 1] (a video
-shorter than its clip repeats its last frame). `span` is the length of a clip in frames of the video, not rounded:
+Every function returns int64 [clips, frames], indices into the presented frames of a video, clamped
+to [0, N - 1] (a video shorter than its clip repeats its last frame). `span` is the length of a clip
+in frames of the video, not rounded:
 
-    span = sampling_rate * num_frames / target_fps * fps        16 x 4 at 30 fps: 64 frames, at 25 fps: 53.3
+    span = sampling_rate * num_frames / target_fps * fps    (16 x 4: 64 frames at 30 fps, 53.3 at 25)
 
-PySlowFast spaces the frames of a clip over linspace(start, start + span - 1), truncated: for 16 x 4 the steps are 4.2.
+PySlowFast spaces the frames of a clip over linspace(start, start + span - 1), truncated: for 16 x 4
+the steps are 4.2.
 
-    |0         63|                                    random_clip: start drawn in [0, N - span]
-    |clip 0      |clip 1 ...          clip 4 to N-1|  uniform_clips: starts spread over [0, N - span]
-    |. | . | . | . | . | . |                          segment_clips: one frame of each of T equal segments
-    |window 0 |window 1 |window 2 |      |last window| sliding_windows: every hop, the last one ends with the video
+    random_clip       |      |0         63|              |   start drawn in [0, N - span]
+    uniform_clips     |clip 0    |clip 1    ...    clip 4|   starts spread over [0, N - span]
+    segment_clips     | .   |  .  |   . |.    |  .  | .  |   one frame of each of T equal segments
+    sliding_windows   |window 0 |window 1 |...   |last   |   every hop; the last ends with the video
+
+The classes at the end are these functions with their arguments, as a data set takes them:
+`(frames, fps, rng) -> int64 [clips, T]`, and picklable, since workers may be started afresh.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,8 +38,16 @@ def uniform_clips(
     num_clips: int = 5,
     target_fps: float = 30,
 ) -> np.ndarray:
-    """The PySlowFast test protocol: int64 [num_clips, num_frames]. One clip is taken from the middle."""
-    _check(num_frames_in_video, fps, num_frames=num_frames, sampling_rate=sampling_rate, num_clips=num_clips)
+    """The PySlowFast test protocol: int64 [num_clips, num_frames]. One clip is taken from the
+    middle.
+    """
+    _check(
+        num_frames_in_video,
+        fps,
+        num_frames=num_frames,
+        sampling_rate=sampling_rate,
+        num_clips=num_clips,
+    )
     span = clip_span(fps, num_frames, sampling_rate, target_fps)
     room = max(num_frames_in_video - span, 0)
     hop = math.floor(room / max(num_clips - 1, 1))
@@ -59,13 +72,18 @@ def random_clip(
 
 
 def segment_clips(
-    num_frames_in_video: int, num_frames: int = 16, num_clips: int = 1, *, rng: np.random.Generator | None = None
+    num_frames_in_video: int,
+    num_frames: int = 16,
+    num_clips: int = 1,
+    *,
+    rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """One frame from each of `num_frames` equal segments of the whole video (Something-Something): [num_clips, num_frames].
+    """One frame from each of `num_frames` equal segments of the whole video (Something-Something):
+    [num_clips, num_frames].
 
-    With `rng` (training) the frame is drawn within its segment. Without (testing) clip k of K takes the point
-    (2 k + 1) / (2 K) of every segment: the middle for one clip, and different frames for each of several. The papers do
-    not say how a second temporal view was taken; this is our choice.
+    With `rng` (training) the frame is drawn within its segment. Without (testing) clip k of K takes
+    the point (2 k + 1) / (2 K) of every segment: the middle for one clip, and different frames for
+    each of several. The papers do not say how a second temporal view was taken; this is our choice.
     """
     _check(num_frames_in_video, 1.0, num_frames=num_frames, num_clips=num_clips)
     size = (num_frames_in_video - 1) / num_frames
@@ -86,9 +104,11 @@ def sliding_windows(
     *,
     hop_s: float | None = None,
 ) -> np.ndarray:
-    """Windows over the whole video, one every `hop_s` seconds (default: end to end): [windows, num_frames].
+    """Windows over the whole video, one every `hop_s` seconds (default: end to end): [windows,
+    num_frames].
 
-    If the last regular window ends before the video does, one more is laid so that it ends with the video.
+    If the last regular window ends before the video does, one more is laid so that it ends with the
+    video.
     """
     _check(num_frames_in_video, fps, num_frames=num_frames, sampling_rate=sampling_rate)
     span = clip_span(fps, num_frames, sampling_rate, target_fps)
@@ -103,25 +123,36 @@ def sliding_windows(
 
 
 def pytorchvideo_clips(
-    sampler: Any, num_frames_in_video: int, fps: float, num_frames: int = 16, *, rng: np.random.Generator
+    sampler: Any,
+    num_frames_in_video: int,
+    fps: float,
+    num_frames: int = 16,
+    *,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """All clips that a PyTorchVideo clip sampler takes from one video: [clips, num_frames].
 
-    The sampler (of `pytorchvideo.data.make_clip_sampler`) works in seconds; a clip's frames are those that PyTorchVideo
-    gives for [start, end), subsampled evenly as its UniformTemporalSubsample does. Its random samplers draw from Python's
-    global generator, which is seeded here from `rng`.
+    The sampler (of `pytorchvideo.data.make_clip_sampler`) works in seconds; a clip's frames are
+    those that PyTorchVideo gives for [start, end), subsampled evenly as its
+    UniformTemporalSubsample does. Its random samplers draw from Python's global generator, which is
+    seeded here from `rng`.
     """
     import random  # the module that PyTorchVideo's samplers draw from
 
     _check(num_frames_in_video, fps, num_frames=num_frames)
     random.seed(int(rng.integers(2**63)))
     sampler.reset()
-    duration, end, clips = num_frames_in_video / fps, 0.0, []
+    duration = num_frames_in_video / fps
+    end = 0.0
+    clips = []
     while True:
         info = sampler(end, duration, {})
-        starts, ends, last = info.clip_start_sec, info.clip_end_sec, info.is_last_clip
+        starts = info.clip_start_sec
+        ends = info.clip_end_sec
+        last = info.is_last_clip
         several = isinstance(starts, list)
-        for start, stop in zip(starts, ends) if several else [(starts, ends)]:
+        spans = zip(starts, ends) if several else [(starts, ends)]
+        for start, stop in spans:
             first = min(math.ceil(float(start) * fps - 1e-6), num_frames_in_video - 1)
             count = max(min(math.ceil(float(stop) * fps - 1e-6), num_frames_in_video) - first, 1)
             clips.append(first + np.linspace(0, count - 1, num_frames).astype(np.int64))
@@ -132,7 +163,7 @@ def pytorchvideo_clips(
 
 
 def _spread(start: float, span: float, num_frames: int, num_frames_in_video: int) -> np.ndarray:
-    # In float64, clamped before it is truncated: tests hold every index against the published protocol's.
+    # In float64, and clamped before it is truncated, as in the published protocol.
     frames = np.linspace(start, start + span - 1, num_frames)
     return np.clip(frames, 0, num_frames_in_video - 1).astype(np.int64)
 
@@ -145,4 +176,93 @@ def _check(num_frames_in_video: int, fps: float, **positive: int) -> None:
             raise ValueError(f"{name}={value} must be > 0")
 
 
-ClipSampler = Callable[[int, float, np.random.Generator], np.ndarray]  # (frames, fps, rng) -> int64 [clips, T]
+class ClipSampler(Protocol):
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        """The clips of a video of `count` frames: int64 [clips, T]."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Frames of a clip, and how far they lie apart."""
+
+    num_frames: int = 16
+    sampling_rate: int = 4  # frames of a video of target_fps
+    target_fps: float = 30.0
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames * self.sampling_rate / self.target_fps
+
+
+@dataclass(frozen=True)
+class RandomClip:
+    shape: ClipShape
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        s = self.shape
+        return random_clip(count, fps, s.num_frames, s.sampling_rate, s.target_fps, rng=rng)
+
+
+@dataclass(frozen=True)
+class UniformClips:
+    shape: ClipShape
+    clips: int
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        s = self.shape
+        return uniform_clips(count, fps, s.num_frames, s.sampling_rate, self.clips, s.target_fps)
+
+
+@dataclass(frozen=True)
+class SlidingWindows:
+    shape: ClipShape
+    hop_s: float | None
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        s = self.shape
+        return sliding_windows(
+            count, fps, s.num_frames, s.sampling_rate, s.target_fps, hop_s=self.hop_s
+        )
+
+
+@dataclass(frozen=True)
+class RandomSegments:
+    """One clip, each of its frames drawn within its segment."""
+
+    num_frames: int
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        return segment_clips(count, self.num_frames, 1, rng=rng)
+
+
+@dataclass(frozen=True)
+class UniformSegments:
+    num_frames: int
+    clips: int
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        return segment_clips(count, self.num_frames, self.clips)
+
+
+@dataclass(frozen=True)
+class PyTorchVideoClips:
+    """A clip sampler of PyTorchVideo's, by its name in `make_clip_sampler`."""
+
+    sampler: Any
+    num_frames: int
+
+    @classmethod
+    def make(cls, name: str, shape: ClipShape, *arguments: float) -> "PyTorchVideoClips":
+        """arguments: what follows the clip duration. Raises ValueError if they do not fit."""
+        from pytorchvideo.data import make_clip_sampler  # imported here, because it takes seconds
+
+        # Whole numbers as such: some arguments are counts.
+        numbers = [int(a) if a == int(a) else a for a in arguments]
+        try:
+            sampler = make_clip_sampler(name, shape.seconds, *numbers)
+        except (TypeError, AssertionError) as e:
+            raise ValueError(f"{numbers} does not fit {name}: {e}") from e
+        return cls(sampler, shape.num_frames)
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        return pytorchvideo_clips(self.sampler, count, fps, self.num_frames, rng=rng)

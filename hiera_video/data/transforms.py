@@ -1,9 +1,12 @@
-"""From decoded frames to the clips that a model takes. Everything random comes from the generator passed in.
+"""From decoded frames to the clips that a model takes. Everything random comes from the generator
+passed in.
 
-Legend: frames uint8 [T, C, H, W] (torchvision's layout), clip uint8 [C, T, S, S], S the crop's side, V views.
+Legend: frames uint8 [T, C, H, W] (torchvision's layout), clip uint8 [C, T, S, S], S the crop's
+side, V views.
 
-Resizing is bilinear without antialias, as in the published protocol. Clips stay uint8 until they are on the device;
-`normalise` makes them float there, and fills erased boxes, which the recipes do after normalisation.
+Resizing is bilinear without antialias, as in the published protocol. Clips stay uint8 until they
+are on the device; `normalise` makes them float there, and fills erased boxes, which the recipes do
+after normalisation.
 """
 
 import math
@@ -36,16 +39,19 @@ def crop_boxes(
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """Size of the resized frame, (h, w), and the corners (top, left) of the square test crops.
 
-    Three crops lie along the long side: left or top, centre, right or bottom. One is the centre. (PySlowFast.)
+    Three crops lie along the long side: left or top, centre, right or bottom. One is the centre.
+    (PySlowFast.)
     """
     if num_crops not in (1, 3):
         raise ValueError(f"num_crops={num_crops} must be 1 or 3")
     if size > short_side:
         raise ValueError(f"a crop of {size} does not fit a short side of {short_side}")
     if width < height:
-        h, w = math.floor(height / width * short_side), short_side
+        h = math.floor(height / width * short_side)
+        w = short_side
     else:
-        h, w = short_side, math.floor(width / height * short_side)
+        h = short_side
+        w = math.floor(width / height * short_side)
     centre = (math.ceil((h - size) / 2), math.ceil((w - size) / 2))
     if num_crops == 1:
         return (h, w), [centre]
@@ -57,7 +63,8 @@ def crop_boxes(
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    return interpolate(frames, size, mode="bilinear", align_corners=False, antialias=False)  # what torchvision does
+    # what torchvision does
+    return interpolate(frames, size, mode="bilinear", align_corners=False, antialias=False)
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,19 @@ class EvalCrops:
         resized, corners = crop_boxes(
             *frames.shape[-2:], short_side=self.short_side, size=self.size, num_crops=self.num_crops
         )
-        clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]; one reordering for all crops
+        # [C, T, h, w]; one reordering for all crops
+        clip = resize(frames, resized).transpose(0, 1).contiguous()
         crops = [clip[..., top : top + self.size, left : left + self.size] for top, left in corners]
         return Views(torch.stack(crops), torch.zeros(len(crops), 4, dtype=torch.int32))
 
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """Random resized crop, flip, RandAugment and a box to erase: one view, with one draw for the whole clip.
+    """Random resized crop, flip, RandAugment and a box to erase: one view, with one draw for the
+    whole clip.
 
-    The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for several times the work).
+    The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for
+    several times the work).
     """
 
     size: int = 224
@@ -94,37 +104,58 @@ class TrainCrop:
     erase: float = 0.0  # probability
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
-        top, left, height, width = random_box(*frames.shape[-2:], scale=self.scale, aspect=self.aspect, rng=rng)
-        frames = resize(frames[..., top : top + height, left : left + width], (self.size, self.size))
+        top, left, height, width = random_box(
+            *frames.shape[-2:], scale=self.scale, aspect=self.aspect, rng=rng
+        )
+        frames = resize(
+            frames[..., top : top + height, left : left + width], (self.size, self.size)
+        )
         if rng.random() < self.flip:
             frames = frames.flip(-1)
         if self.magnitude > 0:
-            from hiera_video.data.randaugment import rand_augment  # here, because torchvision takes seconds to import
+            # here, because torchvision takes seconds to import
+            from hiera_video.data.randaugment import rand_augment
 
             frames = rand_augment(
-                frames, magnitude=self.magnitude, num_ops=self.num_ops, std=self.magnitude_std, rng=rng
+                frames,
+                magnitude=self.magnitude,
+                num_ops=self.num_ops,
+                std=self.magnitude_std,
+                rng=rng,
             )
         box = NO_BOX
         if rng.random() < self.erase:
-            box = random_box(self.size, self.size, scale=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng)
-        return Views(frames.transpose(0, 1)[None].contiguous(), torch.tensor([box], dtype=torch.int32))
+            box = random_box(
+                self.size, self.size, scale=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng
+            )
+        return Views(
+            frames.transpose(0, 1)[None].contiguous(), torch.tensor([box], dtype=torch.int32)
+        )
 
 
 def random_box(
-    height: int, width: int, *, scale: Sequence[float], aspect: Sequence[float], rng: np.random.Generator
+    height: int,
+    width: int,
+    *,
+    scale: Sequence[float],
+    aspect: Sequence[float],
+    rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """top, left, height, width of a box with a share of the area in `scale` and a log-uniform ratio in `aspect`.
+    """top, left, height, width of a box with a share of the area in `scale` and a log-uniform ratio
+    in `aspect`.
 
     After ten boxes that do not fit, the largest centred one with an allowed ratio.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
+        w = round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     ratio = min(max(width / height, aspect[0]), aspect[1])
-    h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+    h = min(height, round(width / ratio))
+    w = min(width, round(height * ratio))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -136,10 +167,11 @@ def normalise(
     erase: Tensor | None = None,
     seeds: Tensor | None = None,
 ) -> Tensor:
-    """uint8 [N, C, T, S, S] on the device -> float32, normalised; boxes `erase` [N, 4] are filled with normal noise.
+    """uint8 [N, C, T, S, S] on the device -> float32, normalised; boxes `erase` [N, 4] are filled
+    with normal noise.
 
-    The noise of clip n comes from `seeds[n]`, so it does not depend on what else is in the batch. Boxes and seeds are
-    read on the host: keep them there.
+    The noise of clip n comes from `seeds[n]`, so it does not depend on what else is in the batch.
+    Boxes and seeds are read on the host: keep them there.
     """
     shift = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
     scale = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)
@@ -149,7 +181,11 @@ def normalise(
         for n, (top, left, height, width) in enumerate(erase.tolist()):
             if height and width:
                 box = x[n, :, :, top : top + height, left : left + width]
-                box.copy_(torch.randn(box.shape, generator=generator.manual_seed(int(seeds[n])), device=x.device))
+                box.copy_(
+                    torch.randn(
+                        box.shape, generator=generator.manual_seed(int(seeds[n])), device=x.device
+                    )
+                )
     return x
 
 
@@ -165,8 +201,9 @@ def pytorchvideo_transform(
 ) -> Callable[[dict], dict]:
     """A transform for `pytorchvideo.data.LabeledVideoDataset` that makes its samples fit a Hiera.
 
-    On `sample[key]` (uint8 or float 0 to 255, [C, T, H, W]): an even subsample of `num_frames`, then the centre crop after
-    a resize of the short side (default `crop_size`), or `random_crop`; normalised float32 [C, num_frames, S, S].
+    On `sample[key]` (uint8 or float 0 to 255, [C, T, H, W]): an even subsample of `num_frames`,
+    then the centre crop after a resize of the short side (default `crop_size`), or `random_crop`;
+    normalised float32 [C, num_frames, S, S].
     """
     centre = EvalCrops(short_side=short_side or crop_size, size=crop_size, num_crops=1)
 
@@ -175,7 +212,9 @@ def pytorchvideo_transform(
         index = np.linspace(0, len(frames) - 1, num_frames).astype(np.int64)
         frames = frames[torch.from_numpy(index)].round().clamp(0, 255).to(torch.uint8)
         if random_crop is None:
-            clips, erase, seeds = centre(frames).clips, None, None
+            clips = centre(frames).clips
+            erase = None
+            seeds = None
         else:
             # PyTorchVideo seeds torch in its workers; this draw follows it.
             seeds = torch.randint(2**62, (1,))

@@ -1,10 +1,13 @@
-"""Attention of the blocks: PyTorch's fused kernels, and head by head on a CPU with bfloat16 products but without tiles.
+"""Attention of the blocks: PyTorch's fused kernels, and head by head on a CPU with bfloat16
+products but without tiles.
 
-On such a processor (AVX512-BF16 without AMX) PyTorch's fused kernel is no faster in bfloat16 than in float32, while plain
-matrix products are twice as fast. A few heads at a time keep the scores in the cache, so this path never holds more than
-`SCORES` of them, and its backward pass computes them again, as a fused kernel does.
+On such a processor (AVX512-BF16 without AMX) PyTorch's fused kernel is no faster in bfloat16 than
+in float32, while plain matrix products are twice as fast. A few heads at a time keep the scores in
+the cache, so this path never holds more than `SCORES` of them, and its backward pass computes them
+again, as a fused kernel does.
 
-Legend: R rows (samples, or windows folded into them), H heads, N queries, M keys, D channels of a head.
+Legend: R rows (samples, or windows folded into them), H heads, N queries, M keys, D channels of a
+head.
 """
 
 from collections.abc import Iterator
@@ -58,7 +61,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("hiera_video::head_by_head_backward", mutates_args=())
-def head_by_head_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def head_by_head_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (_empty_like_heads(t) for t in (q, k, v))
     scores, probabilities = _buffers(q, k, count=2)
     scale = q.shape[-1] ** -0.5
@@ -89,7 +94,9 @@ def _probabilities(q: Tensor, k: Tensor, scores: Tensor, out: Tensor) -> Tensor:
 
 
 def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[tuple[slice, int], int]]:
-    """Indices (rows, head) and the number of rows, so that each part has at most `SCORES` scores or is one row."""
+    """Indices (rows, head) and the number of rows, so that each part has at most `SCORES` scores or
+    is one row.
+    """
     step = max(1, SCORES // (q.shape[2] * k.shape[2]))
     for start in range(0, len(q), step):
         rows = slice(start, min(start + step, len(q)))

@@ -1,7 +1,8 @@
 """Cost of a model: multiply-accumulates of one forward pass and parameters, by fvcore.
 
-One multiply-accumulate counts as one FLOP, as in the paper. fvcore has no handle for scaled_dot_product_attention and
-would leave out its two matrix products (71 instead of 102 GMACs for B at 16x224).
+One multiply-accumulate counts as one FLOP, as in the paper. fvcore has no handle for
+scaled_dot_product_attention and would leave out its two matrix products (71 instead of 102 GMACs
+for B at 16x224).
 """
 
 import math
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 def count_macs(model: nn.Module, clip: Tensor) -> int:
     """Multiply-accumulates of `model(clip)`, in eval mode."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention's fused operator has no handle either
+    # nn.MultiheadAttention's fused operator has no handle either
+    torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCountAnalysis(model.eval(), clip)
     counter.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -32,5 +34,6 @@ def count_parameters(model: nn.Module) -> int:
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """softmax(q k^T) v: [B, heads, M, D] x [B, heads, N, D] twice."""
-    (*rows, queries, dim), keys = inputs[0].type().sizes(), inputs[1].type().sizes()[-2]
+    (*rows, queries, dim) = inputs[0].type().sizes()
+    keys = inputs[1].type().sizes()[-2]
     return 2 * math.prod(rows) * queries * keys * dim

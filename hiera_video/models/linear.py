@@ -1,7 +1,9 @@
-"""The linear layer of all models here: `nn.Linear`, whose float32 products run on oneDNN on AMD processors.
+"""The linear layer of all models here: `nn.Linear`, whose float32 products run on oneDNN on AMD
+processors.
 
-There PyTorch's default for float32 (MKL) is 10 to 15% slower for the output and for the input's gradient; for the weight's
-gradient it is the faster one. Values are those of `nn.Linear` to rounding, parameters and names are the same.
+There PyTorch's default for float32 (MKL) is 10 to 15% slower for the output and for the input's
+gradient; for the weight's gradient it is the faster one. Values are those of `nn.Linear` to
+rounding, parameters and names are the same.
 """
 
 import torch
@@ -17,15 +19,23 @@ class Linear(nn.Linear):
 
 
 def _is_plain_float32(x: Tensor) -> bool:
-    # Traces (FLOP counts, torch.compile, torch.export) keep the standard operator; inductor takes no other for training.
+    # Traces (FLOP counts, torch.compile, torch.export) keep the standard operator; inductor takes
+    # no other for training.
     is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    is_cpu_float32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_cpu_float32 = (
+        x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    )
     return is_cpu_float32 and not is_traced
 
 
 def _onednn_is_faster() -> bool:
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")  # torch 2.4 cannot tell
-    return name.startswith("AMD") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, OPERATOR)
+    # torch 2.4 cannot tell
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    return (
+        name.startswith("AMD")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, OPERATOR)
+    )
 
 
 OPERATOR = "_linear_pointwise"

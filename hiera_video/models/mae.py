@@ -1,21 +1,24 @@
-"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A; layout and quirks of the released weights).
+"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A; layout and quirks of the
+released weights).
 
-The encoder sees only the visible mask units. Its stages are fused at the final resolution, a plain transformer decoder
-fills in the hidden patches, and the loss is the squared error of their pixels, normalised patch by patch.
+The encoder sees only the visible mask units. Its stages are fused at the final resolution, a plain
+transformer decoder fills in the hidden patches, and the loss is the squared error of their pixels,
+normalised patch by patch.
 
-Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit, N = U * S patches,
-H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder width.
+Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit, N
+= U * S patches, H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder width.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hiera_video.models import tokens
+from hiera_video.models.arguments import BlockArgs, MAEArgs
 from hiera_video.models.hiera import NORM_EPS, Block, Trunk, run_block
 from hiera_video.models.linear import Linear
 
@@ -31,29 +34,37 @@ class MAEOutput(NamedTuple):
 
 
 def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
-    """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64 [B, V]."""
+    """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64
+    [B, V].
+    """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio={mask_ratio} must be at least 0 and less than 1")
-    # A plain number while torch.compile traces with dynamic shapes, too: it decides the shape of all that follows.
+    # A plain number while torch.compile traces with dynamic shapes, too: it decides the shape of
+    # all that follows.
     count = operator.index(int(noise.shape[1] * (1 - mask_ratio)))
     if count < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible")
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible"
+        )
     return noise.argsort(dim=1)[:, :count].sort(dim=1).values
 
 
 class FusionHead(nn.Module):
-    """Brings a stage to the final resolution of a unit: a convolution with kernel = stride, run as one linear layer.
+    """Brings a stage to the final resolution of a unit: a convolution with kernel = stride, run as
+    one linear layer.
 
-    The tokens that one kernel covers are the outermost digits of the unit-major order, so no spatial order is needed.
-    Parameters keep the shape of the convolution.
+    The tokens that one kernel covers are the outermost digits of the unit-major order, so no
+    spatial order is needed. Parameters keep the shape of the convolution.
     """
 
     def __init__(self, dim: int, dim_out: int, *, stride: Sequence[int], pools: int):
         super().__init__()
         kernel = tuple(s**pools for s in stride)
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)](dim, dim_out, kernel, kernel)
-        self.weight, self.bias = conv.weight, conv.bias
-        # Kernel positions in the order of the tokens: the kernel is itself a unit that is pooled to one token.
+        self.weight = conv.weight
+        self.bias = conv.bias
+        # Kernel positions in the order of the tokens: the kernel is itself a unit that is pooled to
+        # one token.
         order = tokens.unit_index(kernel, kernel, stride, pools)[0]
         self.register_buffer("order", order, persistent=False)
 
@@ -65,86 +76,54 @@ class FusionHead(nn.Module):
 
 
 class MaskedAutoencoder(Trunk):
-    """Hiera encoder with `q_pool` = 2 (4 tokens of a unit are left), multi-scale fusion and a transformer decoder.
+    """Hiera encoder, multi-scale fusion and a plain transformer decoder.
 
-    `decoder_num_heads`: the released code says 16, the paper's Table 11 says 8 for video; shapes do not tell.
+    Arguments: MAEArgs, by keyword. Raises ValueError.
     """
 
-    def __init__(
-        self,
-        input_size: Sequence[int] = (224, 224),
-        in_chans: int = 3,
-        embed_dim: int = 96,
-        num_heads: int = 1,
-        num_classes: int = 0,  # accepted for the official signature; a masked autoencoder has no classes
-        stages: Sequence[int] = (2, 3, 16, 3),
-        q_pool: int = 2,
-        q_stride: Sequence[int] = (2, 2),
-        mask_unit_size: Sequence[int] = (8, 8),
-        mask_unit_attn: Sequence[bool] = (True, True, False, False),
-        dim_mul: float = 2.0,
-        head_mul: float = 2.0,
-        patch_kernel: Sequence[int] = (7, 7),
-        patch_stride: Sequence[int] = (4, 4),
-        patch_padding: Sequence[int] = (3, 3),
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        sep_pos_embed: bool = False,
-        decoder_embed_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
-    ):
-        super().__init__(
-            input_size=input_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            stages=stages,
-            q_pool=q_pool,
-            q_stride=q_stride,
-            mask_unit_size=mask_unit_size,
-            mask_unit_attn=mask_unit_attn,
-            dim_mul=dim_mul,
-            head_mul=head_mul,
-            patch_kernel=patch_kernel,
-            patch_stride=patch_stride,
-            patch_padding=patch_padding,
-            mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path_rate,
-            sep_pos_embed=sep_pos_embed,
-        )
-        if decoder_embed_dim % decoder_num_heads:
-            raise ValueError(f"decoder_num_heads={decoder_num_heads} must divide decoder_embed_dim={decoder_embed_dim}")
+    def __init__(self, **arguments: Any):
+        args = MAEArgs(**arguments)
+        super().__init__(args)
         encoder_dim = self.stage_dims[-1]
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=NORM_EPS)
-        # One head for each stage before a pooling; the stages after the last one already have the final resolution.
+        # A head for each stage before a pooling; later ones already have the final resolution.
         self.multi_scale_fusion_heads = nn.ModuleList(
-            FusionHead(self.stage_dims[i], encoder_dim, stride=q_stride, pools=q_pool - i) for i in range(q_pool)
+            FusionHead(self.stage_dims[i], encoder_dim, stride=args.q_stride, pools=args.q_pool - i)
+            for i in range(args.q_pool)
         )
-        grid, unit = (tokens.pooled(n, q_stride, q_pool) for n in (self.grid, mask_unit_size))
-        # Every patch of the prediction by its unit. No pooling is left, so a unit is row-major inside.
-        self.register_buffer("patch_index", tokens.unit_index(grid, unit, q_stride, 0), persistent=False)  # [U, S]
+        grid = tokens.pooled(self.grid, args.q_stride, args.q_pool)
+        unit = tokens.pooled(self.mask_unit_size, args.q_stride, args.q_pool)
+        # Every patch of the prediction by its unit. No pooling is left: a unit is row-major inside.
+        index = tokens.unit_index(grid, unit, args.q_stride, 0)
+        self.register_buffer("patch_index", index, persistent=False)  # [U, S]
 
-        self.decoder_embed = Linear(encoder_dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), decoder_embed_dim))
+        width = args.decoder_embed_dim
+        self.decoder_embed = Linear(encoder_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), width))
+        block = BlockArgs(width, width, args.decoder_num_heads, 1, False, 0.0)
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_embed_dim, decoder_embed_dim, heads=decoder_num_heads, mlp_ratio=mlp_ratio)
-            for _ in range(decoder_depth)
+            Block(block, mlp_ratio=args.mlp_ratio) for _ in range(args.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
-        self.patch_size = patch_stride[-1] * q_stride[-1] ** q_pool  # pixels along the side of a prediction patch
-        self.decoder_pred = Linear(decoder_embed_dim, self.patch_size**2 * in_chans)
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        # Pixels along the side of a prediction patch.
+        self.patch_size = args.patch_stride[-1] * args.q_stride[-1] ** args.q_pool
+        self.decoder_pred = Linear(width, self.patch_size**2 * args.in_chans)
         self._init_weights()
 
     def forward(
-        self, clip: Tensor, mask_ratio: float = 0.9, keep: Tensor | None = None, noise: Tensor | None = None
+        self,
+        clip: Tensor,
+        mask_ratio: float = 0.9,
+        keep: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> MAEOutput:
-        """Normalised clip [B, 3, (T,) H, W]. Units are drawn uniformly (the paper: 0.9 for video, 0.6 for images), or
-        given by `keep`, bool [B, U], True = visible, with the same number of visible units in every row.
+        """Hides mask units of a normalised clip, [B, 3, (T,) H, W], and predicts their pixels.
 
-        `noise` [B, U] decides the draw (the units of lowest noise are visible), where it should not come from torch's
-        global generator.
+        mask_ratio: share that is drawn and hidden (the paper: 0.9 for video, 0.6 for images).
+        keep: bool [B, U], True = visible, in place of a draw; every row shows the same number.
+        noise: [B, U], decides the draw in place of torch's global generator: the units of lowest
+        noise are visible.
         """
         if keep is None:
             if noise is None:
@@ -170,11 +149,12 @@ class MaskedAutoencoder(Trunk):
         return self.encoder_norm(fused)
 
     def forward_decoder(self, x: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Visible tokens [B, V, S, C] -> predicted pixels of the patches `hidden` [B, H]: [B * H, P]."""
+        """Visible tokens [B, V, S, C] -> pixels of the patches `hidden` [B, H]: [B * H, P]."""
         x = self.decoder_embed(x).flatten(1, 2)  # [B, V * S, D]
         where = self.patch_index[visible].flatten(1)[..., None].expand_as(x)
-        x = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1).scatter(1, where, x)
-        x = (x + self.decoder_pos_embed)[:, None]  # [B, 1, N, D], spatial order: to global attention one big unit
+        masked = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1)
+        x = masked.scatter(1, where, x)  # [B, N, D], spatial order
+        x = (x + self.decoder_pos_embed)[:, None]  # [B, 1, N, D]: one big unit, attended globally
         for block in self.decoder_blocks:
             x = run_block(block, x, recompute=DECODER_STAGE in self.recompute_stages)
         x = _gather_rows(x[:, 0], hidden)
@@ -182,7 +162,10 @@ class MaskedAutoencoder(Trunk):
 
     @torch.no_grad()
     def patch_targets(self, clip: Tensor, hidden: Tensor) -> Tensor:
-        """Pixels of the patches `hidden` [B, H], each to zero mean and unit (unbiased) variance: float32 [B * H, P]."""
+        """Pixels of the patches `hidden` [B, H], normalised: float32 [B * H, P].
+
+        Each patch has zero mean and unit (unbiased) variance.
+        """
         patches = _gather_rows(self.patches(clip), hidden).flatten(0, 1).float()
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (var + PIXEL_EPS).sqrt()
@@ -190,8 +173,8 @@ class MaskedAutoencoder(Trunk):
     def patches(self, clip: Tensor) -> Tensor:
         """[B, N, P], patches in the order (t, h, w).
 
-        Video: the first frame of every 2-frame token, pixels ordered (y, x, channel). Images: (channel, y, x). The two
-        orders are those that the released weights were trained with.
+        Video: the first frame of every 2-frame token, pixels ordered (y, x, channel). Images:
+        (channel, y, x). The two orders are those that the released weights were trained with.
         """
         size = self.patch_size
         if clip.ndim == 5:
@@ -205,7 +188,9 @@ class MaskedAutoencoder(Trunk):
 
     def _hidden_patches(self, keep: Tensor, visible: Tensor) -> Tensor:
         """int64 [B, H]: spatial positions of the hidden patches, ascending."""
-        shown = torch.zeros(len(keep), self.patch_index.numel(), dtype=torch.uint8, device=keep.device)
+        shown = torch.zeros(
+            len(keep), self.patch_index.numel(), dtype=torch.uint8, device=keep.device
+        )
         shown.scatter_(1, self.patch_index[visible].flatten(1), 1)
         count = (self.num_units - visible.shape[1]) * self.patch_index.shape[1]
         return shown.argsort(dim=1, stable=True)[:, :count]
@@ -213,18 +198,22 @@ class MaskedAutoencoder(Trunk):
     def _visible_units(self, keep: Tensor, batch: int) -> Tensor:
         """bool [B, U] -> int64 [B, V]"""
         if keep.dtype != torch.bool or tuple(keep.shape) != (batch, self.num_units):
-            raise ValueError(f"keep must be bool [{batch}, {self.num_units}], not {keep.dtype} {list(keep.shape)}")
+            raise ValueError(
+                f"keep must be bool [{batch}, {self.num_units}], not {keep.dtype} "
+                f"{list(keep.shape)}"
+            )
         counts = keep.sum(1)
         if (counts != counts[0]).any() or counts[0] == 0:
             raise ValueError(
-                f"keep must show the same number of units, at least 1, in every row, not {counts.tolist()}"
+                "keep must show the same number of units, at least 1, in every row, not "
+                f"{counts.tolist()}"
             )
         return keep.nonzero()[:, 1].view(batch, -1)
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        # As released: position tables and mask token 0.02; linear layers Xavier, the patch embedding as if it were one.
-        # The fusion heads keep the default of a convolution.
+        # As released: position tables and mask token 0.02; linear layers Xavier, the patch
+        # embedding as if it were one. The fusion heads keep the default of a convolution.
         for name, parameter in self.named_parameters():
             if "pos_embed" in name or name == "mask_token":
                 nn.init.trunc_normal_(parameter, std=0.02)

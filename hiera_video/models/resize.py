@@ -1,8 +1,10 @@
-"""Weights of one input size for a model of another: position tables interpolated, image weights inflated to video.
+"""Weights of one input size for a model of another: position tables interpolated, image weights
+inflated to video.
 
-Time is interpolated linearly, space bicubically, as PySlowFast does. An image model becomes a video model by spreading
-each patch kernel evenly over its frames and starting the temporal positions at zero: a still video then has the image's
-patch embedding, where the kernel does not reach over the clip's ends.
+Time is interpolated linearly, space bicubically, as PySlowFast does. An image model becomes a video
+model by spreading each patch kernel evenly over its frames and starting the temporal positions at
+zero: a still video then has the image's patch embedding, where the kernel does not reach over the
+clip's ends.
 
 Legend: N positions, C channels; a grid is (h, w) for images, (t, h, w) for video, in tokens.
 """
@@ -21,11 +23,14 @@ Grid = tuple[int, ...]
 TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "decoder_pos_embed")
 
 
-def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
+def fit_to_model(
+    state: dict[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]
+) -> dict[str, str]:
     """Replaces in `state` what has another size than in `model` and can be brought to it.
 
-    Returns {parameter: "interpolated" or "inflated"}. The grid that the weights were made for is read from `metadata`
-    (ours), or inferred from the tables. Raises ValueError if it cannot be told.
+    Returns {parameter: "interpolated" or "inflated"}. The grid that the weights were made for is
+    read from `metadata` (ours), or inferred from the tables. Raises ValueError if it cannot be
+    told.
     """
     own = model.state_dict()
     done: dict[str, str] = {}
@@ -33,11 +38,15 @@ def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[s
         return done
     for name in TABLES:
         if name in state and (state[name].ndim != 3 or len(state[name]) != 1):
-            raise ValueError(f"{name} has shape {list(state[name].shape)}, not [1, positions, channels]")
+            raise ValueError(
+                f"{name} has shape {list(state[name].shape)}, not [1, positions, channels]"
+            )
     kernel = own["patch_embed.proj.weight"]
     if state["patch_embed.proj.weight"].ndim == 4 and kernel.ndim == 5:
         inflate(state, model)
-        done |= dict.fromkeys(("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"), "inflated")
+        done |= dict.fromkeys(
+            ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"), "inflated"
+        )
     grid = source_grid(state, model, metadata)
     if grid is None:
         return done
@@ -46,12 +55,17 @@ def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[s
         "pos_embed": (grid, model.grid),
         "pos_embed_spatial": (grid[-2:], model.grid[-2:]),
         "pos_embed_temporal": (grid[:1], model.grid[:1]),
-        "decoder_pos_embed": (pooled(grid, model.q_stride, pools), pooled(model.grid, model.q_stride, pools)),
+        "decoder_pos_embed": (
+            pooled(grid, model.q_stride, pools),
+            pooled(model.grid, model.q_stride, pools),
+        ),
     }
     for name, (source, target) in tables.items():
         if name in state and name in own and len(source) == len(target) and source != target:
             if state[name].shape[1] != math.prod(source):
-                raise ValueError(f"{name} has {state[name].shape[1]} positions, which is no grid of {source}")
+                raise ValueError(
+                    f"{name} has {state[name].shape[1]} positions, which is no grid of {source}"
+                )
             state[name] = interpolate(state[name], source, target)
             done.setdefault(name, "interpolated")
     return done
@@ -59,7 +73,8 @@ def fit_to_model(state: dict[str, Tensor], model: nn.Module, metadata: Mapping[s
 
 def interpolate(table: Tensor, source: Grid, target: Grid) -> Tensor:
     """[1, prod(source), C] -> [1, prod(target), C]; grids of (t), (h, w) or (t, h, w)."""
-    channels, dtype = table.shape[-1], table.dtype
+    channels = table.shape[-1]
+    dtype = table.dtype
     x = table.float().reshape(*source, channels)
     if len(source) != 2 and source[0] != target[0]:
         frames = x.flatten(1).t()[None] if x.ndim > 1 else x[None]  # [1, everything else, t]
@@ -67,7 +82,9 @@ def interpolate(table: Tensor, source: Grid, target: Grid) -> Tensor:
         x = frames[0].t().reshape(target[0], *source[1:], channels)
     if len(source) > 1 and source[-2:] != target[-2:]:
         maps = x.reshape(-1, *source[-2:], channels).permute(0, 3, 1, 2)  # [t or 1, C, h, w]
-        x = F.interpolate(maps, size=target[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        x = F.interpolate(maps, size=target[-2:], mode="bicubic", align_corners=False).permute(
+            0, 2, 3, 1
+        )
     return x.reshape(1, math.prod(target), channels).to(dtype)
 
 
@@ -79,16 +96,23 @@ def inflate(state: dict[str, Tensor], model: nn.Module) -> None:
     if "pos_embed" in state and model.sep_pos_embed:
         table = state.pop("pos_embed")
         state["pos_embed_spatial"] = table
-        state["pos_embed_temporal"] = torch.zeros(1, model.grid[0], table.shape[-1], dtype=table.dtype)
+        state["pos_embed_temporal"] = torch.zeros(
+            1, model.grid[0], table.shape[-1], dtype=table.dtype
+        )
 
 
-def source_grid(state: Mapping[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]) -> Grid | None:
-    """The grid of tokens that the weights were made for; None if they have no position table that we know."""
+def source_grid(
+    state: Mapping[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]
+) -> Grid | None:
+    """The grid of tokens that the weights were made for; None if they have no position table that
+    we know.
+    """
     own = model.grid
     arguments = metadata.get("model", {}).get("arguments", {})
     if "input_size" in arguments:
         size = arguments["input_size"]
-        stride = arguments.get("patch_stride", model.patch_stride)[-len(size) :]  # an image's is a video's, less time
+        # an image's is a video's, less time
+        stride = arguments.get("patch_stride", model.patch_stride)[-len(size) :]
         return tuple(n // s for n, s in zip(size, stride))
     if "pos_embed_spatial" in state and "pos_embed_temporal" in state:
         time = state["pos_embed_temporal"].shape[1]
@@ -99,7 +123,9 @@ def source_grid(state: Mapping[str, Tensor], model: nn.Module, metadata: Mapping
             return _plane(positions, own)
         if positions == math.prod(own):
             return own
-        raise ValueError(f"pos_embed has {positions} positions of a (t, h, w) grid that the file does not tell")
+        raise ValueError(
+            f"pos_embed has {positions} positions of a (t, h, w) grid that the file does not tell"
+        )
     return None
 
 
@@ -114,5 +140,6 @@ def _plane(positions: int, own: Sequence[int]) -> tuple[int, int]:
     if h and positions % h == 0 and h * own[1] == positions // h * own[0]:
         return h, positions // h
     raise ValueError(
-        f"{positions} positions are neither a square nor of the shape {own[0]} x {own[1]}; the file does not tell its size"
+        f"{positions} positions are neither a square nor of the shape {own[0]} x {own[1]}; the "
+        "file does not tell its size"
     )

@@ -1,19 +1,22 @@
-"""Token order: which token of a clip lies where. Pure index arithmetic, for any number of dimensions.
+"""Token order: which token of a clip lies where. Pure index arithmetic, for any number of
+dimensions.
 
-A clip is cut into a grid of tokens and the grid into mask units (a box of tokens that is hidden or shown as
-a whole). Two orders are used:
+A clip is cut into a grid of tokens and the grid into mask units (a box of tokens that is hidden or
+shown as a whole). Two orders are used:
 
     spatial      [B, t, h, w, C]   row-major over the grid; what people and convolutions expect
     unit-major   [B, U, L, C]      unit by unit (row-major), then the L tokens of a unit, finest pooling offset first
 
-Inside a unit, a coordinate is written in the digits of the pooling strides, least significant digit outermost.
-For an 8 x 8 unit pooled three times by 2 x 2, with y = 4 y2 + 2 y1 + y0:
+Inside a unit, a coordinate is written in the digits of the pooling strides, least significant digit
+outermost. For an 8 x 8 unit pooled three times by 2 x 2, with y = 4 y2 + 2 y1 + y0:
 
     L = (y0, x0), (y1, x1), (y2, x2)      each pair row-major; the first pair is consumed by the first pooling
 
-so that pooling is `x.view(B, U, 4, L / 4, C).amax(2)`, a window is one row [L, C], and hiding units is a row gather.
+so that pooling is `x.view(B, U, 4, L / 4, C).amax(2)`, a window is one row [L, C], and hiding units
+is a row gather.
 
-Legend: B batch, U units, L tokens of a unit, C channels, D dimensions of the grid (2 image, 3 video).
+Legend: B batch, U units, L tokens of a unit, C channels, D dimensions of the grid (2 image, 3
+video).
 """
 
 import math
@@ -36,20 +39,29 @@ def pooled(size: Size, stride: Size, times: int = 1) -> tuple[int, ...]:
 
 
 def to_units(x: Tensor, unit: Size, stride: Size, pools: int) -> Tensor:
-    """Spatial [B, *grid, C] -> unit-major [B, U, L, C], for tokens that `pools` poolings by `stride` lie ahead of."""
-    grid, ndim = x.shape[1:-1], len(unit)
+    """Spatial [B, *grid, C] -> unit-major [B, U, L, C], for tokens that `pools` poolings by
+    `stride` lie ahead of.
+    """
+    grid = x.shape[1:-1]
+    ndim = len(unit)
     digits = _digits(grid, unit, stride, pools)
-    x = x.reshape(x.shape[0], *sum(digits, ()), x.shape[-1])  # every dimension split into its digits
-    return x.permute(_order(ndim, pools)).reshape(x.shape[0], math.prod(units_of(grid, unit)), math.prod(unit), -1)
+    # every dimension split into its digits
+    x = x.reshape(x.shape[0], *sum(digits, ()), x.shape[-1])
+    return x.permute(_order(ndim, pools)).reshape(
+        x.shape[0], math.prod(units_of(grid, unit)), math.prod(unit), -1
+    )
 
 
 def to_spatial(x: Tensor, grid: Size, unit: Size, stride: Size, pools: int) -> Tensor:
     """Unit-major [B, U, L, C] -> spatial [B, *grid, C]; the inverse of `to_units`."""
     ndim = len(unit)
-    digits, order = _digits(grid, unit, stride, pools), _order(ndim, pools)
+    digits = _digits(grid, unit, stride, pools)
+    order = _order(ndim, pools)
     flat = (x.shape[0], *sum(digits, ()), x.shape[-1])
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return x.reshape([flat[i] for i in order]).permute(inverse).reshape(x.shape[0], *grid, x.shape[-1])
+    return (
+        x.reshape([flat[i] for i in order]).permute(inverse).reshape(x.shape[0], *grid, x.shape[-1])
+    )
 
 
 def unit_index(grid: Size, unit: Size, stride: Size, pools: int) -> Tensor:
@@ -59,7 +71,9 @@ def unit_index(grid: Size, unit: Size, stride: Size, pools: int) -> Tensor:
 
 
 def _digits(grid: Size, unit: Size, stride: Size, pools: int) -> list[tuple[int, ...]]:
-    """Per dimension: (units, what pooling leaves of a unit, digit of the last pooling, ..., of the first)."""
+    """Per dimension: (units, what pooling leaves of a unit, digit of the last pooling, ..., of the
+    first).
+    """
     return [(g // u, u // s**pools) + (s,) * pools for g, u, s in zip(grid, unit, stride)]
 
 

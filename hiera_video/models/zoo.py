@@ -1,13 +1,17 @@
-"""The named models: the published ones, and tiny and small at 16x224 by the same rule. Sizes: paper Table 2."""
+"""The named models: the published ones, and tiny and small at 16x224 by the same rule. Sizes: paper
+Table 2.
+"""
 
+import dataclasses
 import inspect
 from typing import Any
 
 from torch import nn
 
+from hiera_video.models.arguments import HieraArgs, MAEArgs
+from hiera_video.models.baselines import PYTORCHVIDEO_MODELS, create_pytorchvideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoder
-from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS, create_pytorchvideo
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(embed_dim=96, num_heads=1, stages=(1, 2, 7, 2)),
@@ -34,26 +38,26 @@ INPUTS: dict[str, dict[str, Any]] = {
 
 def list_models() -> list[str]:
     """All names that `create_hiera` and `create_hiera_mae` take."""
-    return [f"{prefix}hiera_{size}_{clip}" for prefix in ("", "mae_") for size in SIZES for clip in INPUTS]
+    names = [f"hiera_{size}_{clip}" for size in SIZES for clip in INPUTS]
+    return names + [f"mae_{name}" for name in names]
 
 
 def hiera_arguments(name: str, **overrides: Any) -> dict[str, Any]:
-    """Every constructor argument of the named model, overrides applied; ValueError for an unknown name or argument."""
+    """Every constructor argument of the named model, with the overrides. Raises ValueError."""
     if name not in list_models():
-        raise ValueError(f"there is no model {name!r}; there are {', '.join([*list_models(), *PYTORCHVIDEO_MODELS])}")
+        known = ", ".join([*list_models(), *PYTORCHVIDEO_MODELS])
+        raise ValueError(f"there is no model {name!r}; there are {known}")
     size, clip = name.removeprefix("mae_").removeprefix("hiera_").rsplit("_", 1)
-    constructor = MaskedAutoencoder if name.startswith("mae_") else Hiera
-    defaults = {k: p.default for k, p in inspect.signature(constructor).parameters.items()}
-    unknown = sorted(set(overrides) - set(defaults))
-    if unknown:
-        raise ValueError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(defaults)}")
+    family = MAEArgs if name.startswith("mae_") else HieraArgs
+    defaults = {field.name: field.default for field in dataclasses.fields(family)}
+    _check_names(name, overrides, list(defaults))
     return {**defaults, **SIZES[size], **INPUTS[clip], **overrides}
 
 
 def create_hiera(name: str, **overrides: Any) -> Hiera:
-    """A classifier by its official name, for example `hiera_base_16x224`, with random weights.
+    """A classifier by its official name, such as `hiera_base_16x224`, with random weights.
 
-    `overrides` are constructor arguments of `Hiera` under their official names. Raises ValueError.
+    overrides: constructor arguments under their official names (HieraArgs). Raises ValueError.
     """
     if name.startswith("mae_"):
         raise ValueError(f"{name!r} is a masked autoencoder: use create_hiera_mae")
@@ -61,17 +65,25 @@ def create_hiera(name: str, **overrides: Any) -> Hiera:
 
 
 def create_hiera_mae(name: str, **overrides: Any) -> MaskedAutoencoder:
-    """A masked autoencoder by its official name, for example `mae_hiera_base_16x224` (`hiera_base_16x224` will do)."""
+    """A masked autoencoder by its official name, such as `mae_hiera_base_16x224`.
+
+    `hiera_base_16x224` will do. overrides: as in `create_hiera` (MAEArgs). Raises ValueError.
+    """
     name = name if name.startswith("mae_") else f"mae_{name}"
     return MaskedAutoencoder(**hiera_arguments(name, **overrides))
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
-    """Any model that has a name here: a Hiera, its masked autoencoder, or one of PyTorchVideo's. Raises ValueError."""
+    """A Hiera, a masked autoencoder or one of PyTorchVideo's models. Raises ValueError."""
     if name in PYTORCHVIDEO_MODELS:
-        known = inspect.signature(create_pytorchvideo).parameters
-        unknown = sorted(set(arguments) - set(known))
-        if unknown:
-            raise ValueError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(list(known)[1:])}")
+        _, *known = inspect.signature(create_pytorchvideo).parameters
+        _check_names(name, arguments, known)
         return create_pytorchvideo(name, **arguments)
-    return create_hiera_mae(name, **arguments) if name.startswith("mae_") else create_hiera(name, **arguments)
+    create = create_hiera_mae if name.startswith("mae_") else create_hiera
+    return create(name, **arguments)
+
+
+def _check_names(model: str, arguments: dict[str, Any], known: list[str]) -> None:
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise ValueError(f"{model} takes no argument {unknown[0]!r}; it takes {', '.join(known)}")

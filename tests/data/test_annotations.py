@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from hiera_video.data.annotations import check_labels, read_videos
-from hiera_video.errors import UserError
+from hiera_video.data.lists import check_labels, read_videos
+from hiera_video.system.errors import UserError
 
 
 def rows(videos):
@@ -29,7 +29,9 @@ def test_same_as_pytorchvideo_on_plain_lists(tmp_path):
     (tmp_path / "train.csv").write_text("a/b.mp4 3\nc d.mp4 17\n/e/f.mp4 0\n")
     theirs = paths.LabeledVideoPaths.from_path(str(tmp_path / "train.csv"))
     ours = read_videos(tmp_path / "train.csv")
-    assert [(p, label["label"]) for p, label in (theirs[i] for i in range(len(theirs)))] == rows(ours)
+    assert [(p, label["label"]) for p, label in (theirs[i] for i in range(len(theirs)))] == rows(
+        ours
+    )
 
 
 def test_class_folders(tmp_path):
@@ -43,7 +45,9 @@ def test_class_folders(tmp_path):
 
 def test_rows_are_flat_arrays(tmp_path):
     """No Python object a row: what workers share stays shared."""
-    (tmp_path / "train.csv").write_text("".join(f"videos/{i:09d}.mp4 {i % 400}\n" for i in range(2000)))
+    (tmp_path / "train.csv").write_text(
+        "".join(f"videos/{i:09d}.mp4 {i % 400}\n" for i in range(2000))
+    )
     videos = read_videos("train.csv", root=tmp_path)
     arrays = [v for v in vars(videos).values() if isinstance(v, np.ndarray)]
     assert sum(a.nbytes for a in arrays) < 2000 * 50
@@ -65,11 +69,14 @@ def test_wrong_lists_are_refused(tmp_path):
 
 
 def test_a_large_list_is_shared_by_workers(tmp_path):
-    """650,000 rows (Kinetics-700): flat arrays, which forked workers read without a copy of their own."""
+    """650,000 rows (Kinetics-700): flat arrays, which forked workers read without a copy of their
+    own.
+    """
     rows = 650_000
     with open(tmp_path / "list.csv", "w") as f:
         f.writelines(
-            f"train/some class name {i % 700}/abcdefghijk_{i:06d}_{i + 10:06d}.mp4 {i % 700}\n" for i in range(rows)
+            f"train/some class name {i % 700}/abcdefghijk_{i:06d}_{i + 10:06d}.mp4 {i % 700}\n"
+            for i in range(rows)
         )
     videos = read_videos("list.csv", root=tmp_path)
     assert len(videos) == rows and videos.label(649_999) == 649_999 % 700
@@ -77,7 +84,8 @@ def test_a_large_list_is_shared_by_workers(tmp_path):
     arrays = [v for v in vars(videos).values() if isinstance(v, np.ndarray)]
     assert sum(a.nbytes for a in arrays) < 60e6, "no Python object a row"
     pid = os.fork()
-    if pid == 0:  # a worker: walks the whole list, and says by its exit status how much memory became its own
+    # a worker: walks the whole list, and says by its exit status how much memory became its own
+    if pid == 0:
         before = private_mib()
         for i in range(rows):
             videos.path(i)

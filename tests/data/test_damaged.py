@@ -1,4 +1,6 @@
-"""Damaged files by the hundred: nothing hangs, nothing crashes, every file is classified, memory stays flat."""
+"""Damaged files by the hundred: nothing hangs, nothing crashes, every file is classified, memory
+stays flat.
+"""
 
 import csv
 import json
@@ -11,8 +13,8 @@ import pytest
 from conftest import ROOT
 from damage import damaged_files
 
-from hiera_video.data.annotations import VideoList
 from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import random_clip
 from hiera_video.data.transforms import EvalCrops
 
@@ -32,12 +34,15 @@ def tree_mib():
         except OSError:
             continue
         below.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    total, left = 0, [os.getpid()]
+    total = 0
+    left = [os.getpid()]
     while left:
         pid = left.pop()
         left += below.get(pid, [])
         try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
+                "SC_PAGE_SIZE"
+            )
         except OSError:
             continue
     return total / 2**20
@@ -52,7 +57,8 @@ def read_all(files, decoder, *, timeout_s):
         decoder=decoder,
         timeout_s=timeout_s,
     )
-    fates, memory = [], []
+    fates = []
+    memory = []
     for i in range(len(files)):
         sample = dataset[Key(0, i)]
         fates.append("clip" if "clip" in sample else sample["bad"][0][1])
@@ -75,13 +81,16 @@ def check(files, folder, tool, *, slack_mib):
         assert len(fates) == len(files) and all(fates)
         settled = memory[len(memory) // 10]
         print(
-            f"{decoder}: {len(files)} files, {fates.count('clip')} clips, memory after a tenth {settled:.0f} MiB, at the end "
+            f"{decoder}: {len(files)} files, {fates.count('clip')} clips, memory after a tenth "
+            f"{settled:.0f} MiB, at the end "
             f"{memory[-1]:.0f} MiB, highest {max(memory):.0f} MiB"
         )
         if decoder == "decord":
             assert memory[-1] - settled <= slack_mib
         by_file = dict(zip(files, fates))
-        assert [f.name for f in whole if by_file[f] != "clip"] == [], "what decodes whole gives clips"
+        assert [f.name for f in whole if by_file[f] != "clip"] == [], (
+            "what decodes whole gives clips"
+        )
     counts = {s: sum(r["status"] == s for r in rows) for s in sorted(STATUSES)}
     print(f"check_videos: {counts}")
 
@@ -93,7 +102,11 @@ def test_damaged_files(shapes, tmp_path, tool):
 
 @pytest.mark.trial
 def test_500_damaged_files(clips, tmp_path, tool):
-    sources = [f for f in clips.iterdir() if f.suffix in (".mp4", ".mkv", ".mov", ".avi") and "hangs" not in f.name]
+    sources = [
+        f
+        for f in clips.iterdir()
+        if f.suffix in (".mp4", ".mkv", ".mov", ".avi") and "hangs" not in f.name
+    ]
     files = damaged_files(sources, tmp_path, 500)
     files.append(Path(shutil.copy(clips / "hangs_decord.mp4", tmp_path)))
     check(files, tmp_path, tool, slack_mib=100)
@@ -107,12 +120,13 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
     )
     (tmp_path / "sitecustomize.py").write_text(
         "import ctypes, sys\n"
-        "if 'hiera_video.data.decode_process' in ' '.join(sys.orig_argv):\n"
-        "    import hiera_video.data.video as video\n"
+        "if 'hiera_video.data.decode.process' in ' '.join(sys.orig_argv):\n"
+        "    import hiera_video.data.decode.readers as video\n"
         "    def trap(reader):\n"
         "        get = reader.get\n"
         "        def new(self, indices):\n"
-        "            return ctypes.string_at(0) if self._path.endswith('crash.mp4') else get(self, indices)\n"
+        "            return ctypes.string_at(0) if self._path.endswith('crash.mp4') else get(self, "
+        "indices)\n"
         "        reader.get = new\n"
         "    trap(video.PyAVReader), trap(video.DecordReader)\n"
     )
@@ -124,7 +138,12 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
         "model.embed_dim=16",
         "model.stages=[1,1,1,1]",
     ]
-    lists = [f"data.root={folder}", "data.train=list.csv", "data.val=list.csv", f"data.num_workers={workers}"]
+    lists = [
+        f"data.root={folder}",
+        "data.train=list.csv",
+        "data.val=list.csv",
+        f"data.num_workers={workers}",
+    ]
     run = [
         "train.epochs=1",
         "train.batch_size=4",
@@ -132,9 +151,19 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
         "data.decode_timeout_s=5",
         f"output={out}",
     ]
-    tool("tools/run_net.py", "--cfg", "configs/demo/finetune.yaml", "data.decoder=auto", *lists, *model, *run)
+    tool(
+        "tools/run_net.py",
+        "--cfg",
+        "configs/demo/finetune.yaml",
+        "data.decoder=auto",
+        *lists,
+        *model,
+        *run,
+    )
     metrics = json.loads((out / "test/metrics.json").read_text())
-    assert metrics["videos"] + len(metrics["missing"]) == metrics["videos_expected"] == len(files) + 1
+    assert (
+        metrics["videos"] + len(metrics["missing"]) == metrics["videos_expected"] == len(files) + 1
+    )
     assert "crash.mp4" in metrics["missing"] and "crash.mp4" in (out / "quarantine.csv").read_text()
     return metrics
 
@@ -147,7 +176,13 @@ def test_a_run_over_damaged_files(shapes, tmp_path, tool, workers, monkeypatch):
     good = [Path(shutil.copy(s, folder)) for s in sources]
     shutil.copy(sources[0], folder / "crash.mp4")
     metrics = run_over(
-        folder, good + damaged_files(sources, folder, 12), tmp_path / "run", tool, workers, monkeypatch, tmp_path
+        folder,
+        good + damaged_files(sources, folder, 12),
+        tmp_path / "run",
+        tool,
+        workers,
+        monkeypatch,
+        tmp_path,
     )
     assert metrics["videos"] >= 4
 
@@ -157,9 +192,16 @@ def test_a_run_over_damaged_files(shapes, tmp_path, tool, workers, monkeypatch):
 def test_a_run_over_40_damaged_real_files(clips, tmp_path, tool, workers, monkeypatch):
     folder = tmp_path / "videos"
     folder.mkdir()
-    sources = [f for f in clips.iterdir() if f.suffix in (".mp4", ".mkv", ".mov", ".avi") and "hangs" not in f.name]
+    sources = [
+        f
+        for f in clips.iterdir()
+        if f.suffix in (".mp4", ".mkv", ".mov", ".avi") and "hangs" not in f.name
+    ]
     shutil.copy(clips / "dog.mp4", folder / "crash.mp4")
-    files = [Path(shutil.copy(clips / "hangs_decord.mp4", folder)), *damaged_files(sources, folder, 40)]
+    files = [
+        Path(shutil.copy(clips / "hangs_decord.mp4", folder)),
+        *damaged_files(sources, folder, 40),
+    ]
     metrics = run_over(folder, files, tmp_path / "run", tool, workers, monkeypatch, tmp_path)
     print(f"{workers} workers: {metrics['videos']} of {metrics['videos_expected']} scored")
 
@@ -168,16 +210,23 @@ def test_a_run_over_40_damaged_real_files(clips, tmp_path, tool, workers, monkey
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_20000_opens(clips, decoder):
     """In one decoding process that is never renewed."""
-    from hiera_video.data.decode_process import DecodeProcess
+    from hiera_video.data.decode.process import DecodeProcess
 
-    process, names = DecodeProcess(timeout_s=60), ["dog.mp4", "part_0.mp4", "h264_10bits.mp4", "video_90.mov"]
+    process = DecodeProcess(timeout_s=60)
+    names = ["dog.mp4", "part_0.mp4", "h264_10bits.mp4", "video_90.mov"]
     memory = {}
     for k in range(20_000):
         with process.open(clips / names[k % len(names)], decoder) as video:
             video.get(np.arange(2))
         if k + 1 in (2_000, 20_000):
             pid = process._child.pid
-            memory[k + 1] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+            memory[k + 1] = (
+                int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                * os.sysconf("SC_PAGE_SIZE")
+                / 2**20
+            )
     process.close()
-    print(f"{decoder}: {memory[2_000]:.1f} MiB after 2,000 opens, {memory[20_000]:.1f} after 20,000")
+    print(
+        f"{decoder}: {memory[2_000]:.1f} MiB after 2,000 opens, {memory[20_000]:.1f} after 20,000"
+    )
     assert memory[20_000] - memory[2_000] < 20

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.data.annotations import read_videos
-from hiera_video.data.dataset import ClipDataset, Key, TrainingOrder, collate, make_loader, test_batches
-from hiera_video.data.decode_process import DecodeProcess
+from hiera_video.data.dataset import (
+    ClipDataset,
+    Key,
+    TrainingOrder,
+    collate,
+    make_loader,
+    test_batches,
+)
+from hiera_video.data.decode.process import DecodeProcess
+from hiera_video.data.lists import read_videos
 from hiera_video.data.sampling import random_clip, uniform_clips
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 
@@ -27,12 +34,18 @@ def spread(count, fps, rng):
 def training_set(root, repeats=1, source="train.csv"):
     transform = TrainCrop(size=64, flip=0.5, magnitude=7.0, erase=0.5)
     videos = read_videos(source, root=root)
-    return ClipDataset(videos, sample=draw, transform=transform, repeats=repeats, seed=3, substitute=True)
+    return ClipDataset(
+        videos, sample=draw, transform=transform, repeats=repeats, seed=3, substitute=True
+    )
 
 
 def batches(root, workers, world=1, rank=0, first_step=0):
-    order = TrainingOrder(32, batch_size=8, steps=9, seed=3, first_step=first_step, rank=rank, world=world)
-    return list(make_loader(training_set(root, repeats=2), order, num_workers=workers, pin_memory=False))
+    order = TrainingOrder(
+        32, batch_size=8, steps=9, seed=3, first_step=first_step, rank=rank, world=world
+    )
+    return list(
+        make_loader(training_set(root, repeats=2), order, num_workers=workers, pin_memory=False)
+    )
 
 
 def equal(a, b):
@@ -42,13 +55,17 @@ def equal(a, b):
 def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
     here = batches(shapes, 0)
     for workers in (1, 2, 4):
-        assert all(equal(a, b) for a, b in zip(here, batches(shapes, workers), strict=True)), workers
+        assert all(equal(a, b) for a, b in zip(here, batches(shapes, workers), strict=True)), (
+            workers
+        )
     assert here[0]["clip"].shape == (8, 2, 3, 8, 64, 64)
     for a, b in zip(here[5:], batches(shapes, 0, first_step=5), strict=True):
         assert equal(a, b), "a restart goes on with the same samples"
     halves = [batches(shapes, 0, world=2, rank=r) for r in range(2)]
     for whole, first, second in zip(here, *halves, strict=True):
-        assert torch.equal(whole["clip"], torch.cat([first["clip"], second["clip"]])), "ranks share the same batch"
+        assert torch.equal(whole["clip"], torch.cat([first["clip"], second["clip"]])), (
+            "ranks share the same batch"
+        )
     epochs = [training_set(shapes)[Key(epoch, 4)]["clip"] for epoch in range(3)]
     assert not torch.equal(epochs[0], epochs[1])
 
@@ -65,20 +82,33 @@ def test_every_video_once_a_pass_and_none_dropped():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_takes_every_row_once(world):
-    rows = [k.index for r in range(world) for b in rows_of(range(7), batch_size=2, rank=r, world=world) for k in b]
+    rows = [
+        k.index
+        for r in range(world)
+        for b in rows_of(range(7), batch_size=2, rank=r, world=world)
+        for k in b
+    ]
     assert sorted(rows) == list(range(7))
 
 
 def test_all_views_come_from_one_decode(shapes, monkeypatch):
     """15 views of a video: one open, one read of the sorted union of their frames."""
-    opened, calls = [], []
-    really_open, frames = DecodeProcess.open, DecodeProcess.frames
-    monkeypatch.setattr(DecodeProcess, "open", lambda self, *a: opened.append(a) or really_open(self, *a))
-    monkeypatch.setattr(DecodeProcess, "frames", lambda self, i: calls.append(list(i)) or frames(self, i))
+    opened = []
+    calls = []
+    really_open = DecodeProcess.open
+    frames = DecodeProcess.frames
+    monkeypatch.setattr(
+        DecodeProcess, "open", lambda self, *a: opened.append(a) or really_open(self, *a)
+    )
+    monkeypatch.setattr(
+        DecodeProcess, "frames", lambda self, i: calls.append(list(i)) or frames(self, i)
+    )
     videos = read_videos("val.csv", root=shapes)
     sample = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 3))[Key(0, 0)]
     assert sample["clip"].shape == (15, 3, 8, 64, 64)
-    assert len(opened) == len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
+    assert (
+        len(opened) == len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
+    )
     # Clip-major: the three crops of a clip follow each other.
     monkeypatch.undo()
     one_crop = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 1))[Key(0, 0)]
@@ -91,7 +121,10 @@ def damaged(shapes, tmp_path):
     """A list whose rows 1, 2 and 4 (the last) cannot be read."""
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
-    good = [shapes / line.rsplit(" ", 1)[0] for line in (shapes / "val.csv").read_text().splitlines()[:2]]
+    good = [
+        shapes / line.rsplit(" ", 1)[0]
+        for line in (shapes / "val.csv").read_text().splitlines()[:2]
+    ]
     lines = [f"{good[0]} 0", "empty.mp4 1", "text.mp4 2", f"{good[1]} 3", "gone.mp4 4"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     return tmp_path
@@ -102,7 +135,11 @@ def test_training_substitutes_the_next_good_row(damaged):
     sample = dataset[Key(0, 1)]
     assert sample["label"] == 3 and [row for row, _ in sample["bad"]] == [1, 2]
     wrapped = dataset[Key(0, 4)]
-    assert wrapped["label"] == 0 and wrapped["bad"][0][0] == 4 and "No such file" in wrapped["bad"][0][1]
+    assert (
+        wrapped["label"] == 0
+        and wrapped["bad"][0][0] == 4
+        and "No such file" in wrapped["bad"][0][1]
+    )
     assert dataset[Key(0, 3)]["bad"] == []
 
 

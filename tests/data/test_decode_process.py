@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hiera_video.data.annotations import read_videos
 from hiera_video.data.dataset import ClipDataset, Key
-from hiera_video.data.decode_process import DecodeFailure, DecodeProcess
-from hiera_video.data.packets import VideoError
+from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
+from hiera_video.data.decode.readers import open_video
+from hiera_video.data.lists import read_videos
 from hiera_video.data.transforms import EvalCrops
-from hiera_video.data.video import open_video
+from hiera_video.system.errors import VideoError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,12 +70,16 @@ def test_errors_are_those_of_the_reader_and_leave_the_process_alive(video, tmp_p
 def test_hang_and_crash(video, tmp_path, monkeypatch, body, kind, message):
     """The child imports a reader whose `get` runs `body`; the next child is the real one again."""
     (tmp_path / "sitecustomize.py").write_text(
-        f"import hiera_video.data.video as video\ndef get(self, indices):\n    {body}\nvideo.PyAVReader.get = get\n"
+        "import hiera_video.data.decode.readers as video\ndef get(self, indices):\n    "
+        f"{body}\nvideo.PyAVReader.get = get\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = DecodeProcess(timeout_s=2)
     start = time.monotonic()
-    with pytest.raises(DecodeFailure, match=message) as failure, process.open(video, "auto") as bounded:
+    with (
+        pytest.raises(DecodeFailure, match=message) as failure,
+        process.open(video, "auto") as bounded,
+    ):
         bounded.get([0])
     assert failure.value.kind == kind and time.monotonic() - start < 30
     monkeypatch.delenv("PYTHONPATH")
@@ -87,13 +91,13 @@ def test_hang_and_crash(video, tmp_path, monkeypatch, body, kind, message):
 def test_the_child_ends_with_its_parent(video, tmp_path):
     """Also in the middle of a decode, and when the parent is killed."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys, hiera_video.data.video as video\n"
+        "import sys, hiera_video.data.decode.readers as video\n"
         "def get(self, indices):\n"
         "    while True: pass\n"
         "video.PyAVReader.get = get\n"
     )
     code = (
-        "from hiera_video.data.decode_process import DecodeProcess\n"
+        "from hiera_video.data.decode.process import DecodeProcess\n"
         f"DecodeProcess(timeout_s=1000).open({str(video)!r}, 'auto').get([0])"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
@@ -123,9 +127,11 @@ def test_a_copy_has_a_child_of_its_own(video):
 
 @pytest.fixture
 def trap(shapes, tmp_path, monkeypatch):
-    """A list with two videos whose decoding hangs and crashes, whatever the backend, between good ones.
+    """A list with two videos whose decoding hangs and crashes, whatever the backend, between good
+    ones.
 
-    Real decoders do so on files that nobody has yet; here the decoding process imports readers that do it by file name.
+    Real decoders do so on files that nobody has yet; here the decoding process imports readers that
+    do it by file name.
     """
     good = [line.rsplit(" ", 1)[0] for line in (shapes / "train.csv").read_text().splitlines()[:6]]
     folder = tmp_path / "videos"
@@ -135,7 +141,7 @@ def trap(shapes, tmp_path, monkeypatch):
         (folder / name).write_bytes((shapes / source).read_bytes())
     (folder / "train.csv").write_text("".join(f"{name} {i % 2}\n" for i, name in enumerate(names)))
     (tmp_path / "sitecustomize.py").write_text(
-        "import ctypes, time, hiera_video.data.video as video\n"
+        "import ctypes, time, hiera_video.data.decode.readers as video\n"
         "def trapped(reader):\n"
         "    get = reader.get\n"
         "    def new(self, indices):\n"
@@ -144,7 +150,7 @@ def trap(shapes, tmp_path, monkeypatch):
         "        return get(self, indices)\n"
         "    reader.get = new\n"
         "import sys\n"
-        "if 'hiera_video.data.decode_process' in ' '.join(sys.orig_argv):\n"
+        "if 'hiera_video.data.decode.process' in ' '.join(sys.orig_argv):\n"
         "    trapped(video.PyAVReader); trapped(video.DecordReader)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
@@ -153,10 +159,18 @@ def trap(shapes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.trial), 2])
 def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
-    """Training replaces such videos, testing reports them missing, and both are named, counted and kept out of later."""
+    """Training replaces such videos, testing reports them missing, and both are named, counted and
+    kept out of later.
+    """
     out = tmp_path / "run"
     command = [
-        *("tools/run_net.py", "--cfg", "configs/demo/finetune.yaml", f"data.root={trap}", "data.val=train.csv"),
+        *(
+            "tools/run_net.py",
+            "--cfg",
+            "configs/demo/finetune.yaml",
+            f"data.root={trap}",
+            "data.val=train.csv",
+        ),
         *(
             "data.classes=null",
             "model.num_classes=2",
@@ -184,7 +198,9 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
         quarantine=out / "quarantine.csv",
     )
     reasons = dict(zip(metrics["missing"], metrics["missing_reasons"]))
-    assert dataset[Key(0, 1)]["bad"][0][1] == reasons["hang.mp4"], "results do not depend on when it was found"
+    assert dataset[Key(0, 1)]["bad"][0][1] == reasons["hang.mp4"], (
+        "results do not depend on when it was found"
+    )
     assert time.monotonic() - start < 1
 
 
@@ -193,7 +209,9 @@ def first_frames(count, fps, rng):
 
 
 def test_stop_signals_do_not_reach_the_decoder(video):
-    """A scheduler signals every process of a job, also one that is only starting; the run still needs it."""
+    """A scheduler signals every process of a job, also one that is only starting; the run still
+    needs it.
+    """
     process = DecodeProcess(timeout_s=60)
     for _ in range(3):
         process._start()

@@ -1,6 +1,8 @@
-"""Every frame carries its number. Whatever a decoder accepts it must read exactly, and `auto` reads everything.
+"""Every frame carries its number. Whatever a decoder accepts it must read exactly, and `auto` reads
+everything.
 
-`pytest -s tests/data/test_frame_truth.py` prints the table: for every kind of file, who reads it and who refuses.
+`pytest -s tests/data/test_frame_truth.py` prints the table: for every kind of file, who reads it
+and who refuses.
 """
 
 import struct
@@ -10,24 +12,31 @@ import av
 import numpy as np
 import pytest
 
-from hiera_video.data.packets import Packets
+from hiera_video.data.decode.packets import Packets
+from hiera_video.data.decode.readers import OTHERS, missing_decoder, open_video
 from hiera_video.data.sampling import uniform_clips
-from hiera_video.data.video import OTHERS, missing_decoder, open_video
 
-BITS, HEIGHT, WIDTH = 9, 64, 72
+BITS = 9
+HEIGHT = 64
+WIDTH = 72
 LOSSLESS = {"qp": "0", "preset": "ultrafast"}
-B_FRAMES = {"qp": "1", "bf": "3", "x264-params": "b-adapt=0"}  # x264 has no B frames where it is lossless
+# x264 has no B frames where it is lossless
+B_FRAMES = {"qp": "1", "bf": "3", "x264-params": "b-adapt=0"}
 OPEN = "scenecut=0:open-gop=1:bframes=3:b-adapt=0"
 
 
 def numbered(k, *, height=HEIGHT, width=WIDTH):
-    """The number in binary, a column a bit, above the same inverted: light is 1. The top quarter is white: which way is up."""
+    """The number in binary, a column a bit, above the same inverted: light is 1. The top quarter is
+    white: which way is up.
+    """
     image = np.full((height, width, 3), 30, np.uint8)
     image[: height // 4] = 225
     edges = np.linspace(0, width, BITS + 1).astype(int)
     for bit in range(BITS):
         columns = slice(edges[bit], edges[bit + 1])
-        half = slice(height // 4, height * 5 // 8) if k >> bit & 1 else slice(height * 5 // 8, height)
+        half = (
+            slice(height // 4, height * 5 // 8) if k >> bit & 1 else slice(height * 5 // 8, height)
+        )
         image[half, columns] = 225
     return image
 
@@ -51,7 +60,15 @@ def number(image):
 
 
 def write(
-    path, *, codec="libx264", frames=90, options=LOSSLESS, stamps=None, size=(HEIGHT, WIDTH), pixels="yuv420p", **more
+    path,
+    *,
+    codec="libx264",
+    frames=90,
+    options=LOSSLESS,
+    stamps=None,
+    size=(HEIGHT, WIDTH),
+    pixels="yuv420p",
+    **more,
 ):
     """stamps: pts of each frame, in 1/600 s; default 30 a second."""
     with av.open(str(path), "w", **more) as container:
@@ -59,14 +76,19 @@ def write(
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 600)
         for k in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(k, height=size[0], width=size[1]), format="rgb24")
-            frame.pts, frame.time_base = (stamps[k] if stamps else 20 * k), Fraction(1, 600)
+            frame = av.VideoFrame.from_ndarray(
+                numbered(k, height=size[0], width=size[1]), format="rgb24"
+            )
+            frame.pts = stamps[k] if stamps else 20 * k
+            frame.time_base = Fraction(1, 600)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def copy_from(path, out, *, first):
-    """A cut without re-encoding, as `ffmpeg -ss -c copy`: packets from the keyframe before, an edit list that hides them."""
+    """A cut without re-encoding, as `ffmpeg -ss -c copy`: packets from the keyframe before, an edit
+    list that hides them.
+    """
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         stream = source.streams.video[0]
         copy = target.add_stream_from_template(stream)
@@ -74,7 +96,9 @@ def copy_from(path, out, *, first):
         source.seek(cut, stream=stream)
         for packet in source.demux(stream):
             if packet.dts is not None:
-                packet.pts, packet.dts, packet.stream = packet.pts - cut, packet.dts - cut, copy
+                packet.pts = packet.pts - cut
+                packet.dts = packet.dts - cut
+                packet.stream = copy
                 target.mux(packet)
 
 
@@ -103,7 +127,9 @@ def shorten(path, share):
 
 def make(folder, name):
     """(path, numbers of the frames that it presents, time stamps if they are uneven)"""
-    path, shown, stamps = folder / name, range(90), None
+    path = folder / name
+    shown = range(90)
+    stamps = None
     kind = path.stem
     if kind.startswith("vfr"):
         steps = np.random.default_rng(0).choice([10, 20, 40, 100], 89)
@@ -118,7 +144,11 @@ def make(folder, name):
     elif kind == "open_groups":
         write(path, options={"qp": "1", "x264-params": f"keyint=15:min-keyint=15:{OPEN}"})
     elif kind == "fragmented":
-        write(path, options={**B_FRAMES, "g": "20"}, container_options={"movflags": "frag_keyframe+empty_moov"})
+        write(
+            path,
+            options={**B_FRAMES, "g": "20"},
+            container_options={"movflags": "frag_keyframe+empty_moov"},
+        )
     elif kind == "late_start":
         write(path, options=B_FRAMES, stamps=[900 + 20 * k for k in range(90)])
         stamps = None
@@ -131,7 +161,8 @@ def make(folder, name):
         shown = range(first, 90)
         if kind in ("cut_end", "cut_both"):
             shorten(path, 0.5)
-            shown = None  # how many frames half of the time is depends on rounding: the sequential decode says
+            # how many frames half of the time is depends on rounding: the sequential decode says
+            shown = None
     elif kind == "rotated":
         write(path, options=B_FRAMES)
         rotate_90(path)
@@ -144,13 +175,29 @@ def make(folder, name):
     elif kind == "odd_size":
         write(path, size=(67, 91), pixels="yuv444p", options=B_FRAMES)
     elif kind == "hevc":
-        write(path, codec="libx265", options={"x265-params": "lossless=1:keyint=20:bframes=3:log-level=none"})
+        write(
+            path,
+            codec="libx265",
+            options={"x265-params": "lossless=1:keyint=20:bframes=3:log-level=none"},
+        )
     elif kind == "vp9":
-        write(path, codec="libvpx-vp9", options={"lossless": "1", "g": "20", "deadline": "realtime", "cpu-used": "8"})
+        write(
+            path,
+            codec="libvpx-vp9",
+            options={"lossless": "1", "g": "20", "deadline": "realtime", "cpu-used": "8"},
+        )
     elif kind == "vp8":
-        write(path, codec="libvpx", options={"b": "2M", "g": "20", "deadline": "realtime", "cpu-used": "8"})
+        write(
+            path,
+            codec="libvpx",
+            options={"b": "2M", "g": "20", "deadline": "realtime", "cpu-used": "8"},
+        )
     elif kind == "av1":
-        write(path, codec="libsvtav1", options={"crf": "1", "preset": "8", "svtav1-params": "keyint=30"})
+        write(
+            path,
+            codec="libsvtav1",
+            options={"crf": "1", "preset": "8", "svtav1-params": "keyint=30"},
+        )
     elif kind == "mpeg4":
         write(path, codec="mpeg4", options={"q": "2", "g": "12", "bf": "0"})
     elif kind == "mpeg4_b_frames":
@@ -177,7 +224,10 @@ def table():
     if TABLE:
         print(f"\n{'':28}{'auto':12}{'decord':12}{'torchcodec':12}")
         for name, row in TABLE.items():
-            print(f"{name:28}" + "".join(f"{row.get(d, ''):12}" for d in ("auto", "decord", "torchcodec")))
+            print(
+                f"{name:28}"
+                + "".join(f"{row.get(d, ''):12}" for d in ("auto", "decord", "torchcodec"))
+            )
 
 
 def frames_in_order(path):
@@ -207,7 +257,13 @@ def test_every_asked_for_frame_or_none(name, tmp_path):
             if stamps:
                 np.testing.assert_allclose(video.info.times, np.array(stamps) / 600, atol=2e-3)
             rng = np.random.default_rng(0)
-            places = [np.arange(n), [n - 1], [0, 0], *(rng.integers(0, n, 6) for _ in range(8)), [n // 2, 0]]
+            places = [
+                np.arange(n),
+                [n - 1],
+                [0, 0],
+                *(rng.integers(0, n, 6) for _ in range(8)),
+                [n // 2, 0],
+            ]
             for indices in places:
                 images = video.get(indices)
                 got = [number(image if upright else np.rot90(image)) for image in images]
@@ -217,7 +273,9 @@ def test_every_asked_for_frame_or_none(name, tmp_path):
 
 
 def test_what_is_refused_would_be_wrong(tmp_path):
-    """The rules that send a file elsewhere are needed: without them decord gives other frames, or cannot open the file."""
+    """The rules that send a file elsewhere are needed: without them decord gives other frames, or
+    cannot open the file.
+    """
     if missing_decoder("decord"):
         pytest.skip("decord is not installed")
     for name in ("open_groups.mp4", "mpeg4_b_frames.avi", "cut_start.mp4"):
@@ -231,7 +289,9 @@ def test_what_is_refused_would_be_wrong(tmp_path):
 
 
 def wrong_or_broken(path, right):
-    """What decord itself makes of the file, frame by frame, in random order, and never beyond what is presented."""
+    """What decord itself makes of the file, frame by frame, in random order, and never beyond what
+    is presented.
+    """
     import decord
 
     reader = decord.VideoReader(str(path), num_threads=1)

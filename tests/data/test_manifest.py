@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hiera_video.data import pyav_reader
-from hiera_video.data.decode_process import DecodeProcess
-from hiera_video.data.packets import Manifest
-from hiera_video.data.video import open_video
+from hiera_video.data.decode.packets import Manifest
+from hiera_video.data.decode.process import DecodeProcess
+from hiera_video.data.decode.readers import open_video
 
 
 @pytest.fixture
@@ -20,8 +20,11 @@ def video(shapes, tmp_path):
 @pytest.fixture
 def scans(monkeypatch):
     """Paths that were scanned."""
-    paths, scan = [], pyav_reader.PyAVReader._scan
-    monkeypatch.setattr(pyav_reader.PyAVReader, "_scan", lambda self: paths.append(self._path) or scan(self))
+    paths = []
+    scan = pyav_reader.PyAVReader._scan
+    monkeypatch.setattr(
+        pyav_reader.PyAVReader, "_scan", lambda self: paths.append(self._path) or scan(self)
+    )
     return paths
 
 

@@ -1,4 +1,6 @@
-"""Frame indices against the published protocol, and against PyTorchVideo's samplers where they mean the same."""
+"""Frame indices against the published protocol, and against PyTorchVideo's samplers where they mean
+the same.
+"""
 
 import numpy as np
 import pytest
@@ -26,11 +28,17 @@ def test_uniform_clips_are_the_published_ones():
 
 def test_crops_are_the_published_ones():
     for case in VIEWS["spatial"]:
-        size, corners = crop_boxes(case["height"], case["width"], short_side=case["short_side"], size=case["crop"])
+        size, corners = crop_boxes(
+            case["height"], case["width"], short_side=case["short_side"], size=case["crop"]
+        )
         assert list(size) == case["resized"]
         assert corners[case["index"]] == (case["top"], case["left"]), case
         assert crop_boxes(
-            case["height"], case["width"], short_side=case["short_side"], size=case["crop"], num_crops=1
+            case["height"],
+            case["width"],
+            short_side=case["short_side"],
+            size=case["crop"],
+            num_crops=1,
         ) == (
             size,
             [corners[1]],
@@ -48,7 +56,10 @@ def test_random_clip_stays_inside_and_reaches_both_ends():
 
 @pytest.mark.parametrize("count", [1, 5, 63])
 def test_short_videos_repeat_their_last_frame(count):
-    for clips in (uniform_clips(count, 30.0), random_clip(count, 30.0, rng=np.random.default_rng(0))):
+    for clips in (
+        uniform_clips(count, 30.0),
+        random_clip(count, 30.0, rng=np.random.default_rng(0)),
+    ):
         assert clips.min() == 0 and clips.max() == count - 1
         assert (np.diff(clips) >= 0).all()
 
@@ -58,7 +69,9 @@ def test_segments():
     assert middle.shape == (1, 16) and middle[0, :3].tolist() == [5, 15, 25]
     first, second = segment_clips(161, 16, 2)
     assert (first != second).all(), "two temporal views must differ"
-    drawn = np.concatenate([segment_clips(161, 16, rng=np.random.default_rng(s)) for s in range(200)])
+    drawn = np.concatenate(
+        [segment_clips(161, 16, rng=np.random.default_rng(s)) for s in range(200)]
+    )
     assert (drawn >= 10 * np.arange(16)).all() and (drawn <= 10 * np.arange(1, 17)).all()
     assert set(drawn[:, 3]) == set(range(30, 41)), "inclusive, as published"
 
@@ -97,7 +110,8 @@ def test_pytorchvideo_constant_clips_and_multi():
     constant = data.make_clip_sampler("constant_clips_per_video", 64 / 30, 5)
     clips = pytorchvideo_clips(constant, 300, 30.0, 16, rng=np.random.default_rng(0))
     assert clips.shape == (5, 16)
-    # The first clip is the protocol's; the released sampler divides by n and not n - 1, so the last ends early.
+    # The first clip is the protocol's; the released sampler divides by n and not n - 1, so the last
+    # ends early.
     assert clips[0].tolist() == uniform_clips(300, 30.0)[0].tolist() and clips[-1, -1] < 299
     multi = data.make_clip_sampler("random_multi", 64 / 30, 3)
     assert pytorchvideo_clips(multi, 300, 30.0, 16, rng=np.random.default_rng(0)).shape == (3, 16)

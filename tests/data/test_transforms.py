@@ -5,17 +5,27 @@ import pytest
 import torch
 
 from hiera_video.data.randaugment import OPERATIONS, rand_augment
-from hiera_video.data.transforms import EvalCrops, TrainCrop, normalise, pytorchvideo_transform, random_box
+from hiera_video.data.transforms import (
+    EvalCrops,
+    TrainCrop,
+    normalise,
+    pytorchvideo_transform,
+    random_box,
+)
 
 
 def frames(height=48, width=80, count=6):
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
+    )
 
 
 def test_three_crops_are_the_published_boxes_of_the_resized_frame():
     views = EvalCrops(short_side=32, size=32, num_crops=3)(frames())
     assert views.clips.shape == (3, 3, 6, 32, 32) and views.clips.dtype == torch.uint8
-    whole = torch.nn.functional.interpolate(frames().float(), size=(32, 53), mode="bilinear", align_corners=False)
+    whole = torch.nn.functional.interpolate(
+        frames().float(), size=(32, 53), mode="bilinear", align_corners=False
+    )
     for clip, left in zip(views.clips, (0, 11, 21)):
         expected = whole[..., left : left + 32].transpose(0, 1)
         assert (clip.float() - expected).abs().max() <= 1.001  # two passes, each rounded to uint8
@@ -104,9 +114,18 @@ def test_pytorchvideo_transform_feeds_a_hiera(shapes):
         samples = list(dataset)
         assert [s["label"] for s in samples] == [i % 8 for i in range(9)]
         clip = torch.stack([s["video"] for s in samples])
-        model = create_hiera("hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, num_classes=8).eval()
+        model = create_hiera(
+            "hiera_tiny_16x224", input_size=(8, 64, 64), embed_dim=16, num_classes=8
+        ).eval()
         with torch.no_grad():
             assert model(clip).shape == (9, 8)
         assert clip.dtype == torch.float32 and -2.1 < clip.min() < clip.max() < 2.5
-    random = pytorchvideo_transform(num_frames=8, crop_size=32, random_crop=TrainCrop(size=32, erase=1.0))
-    assert random({"video": torch.rand(3, 16, 48, 64) * 255, "label": 3})["video"].shape == (3, 8, 32, 32)
+    random = pytorchvideo_transform(
+        num_frames=8, crop_size=32, random_crop=TrainCrop(size=32, erase=1.0)
+    )
+    assert random({"video": torch.rand(3, 16, 48, 64) * 255, "label": 3})["video"].shape == (
+        3,
+        8,
+        32,
+        32,
+    )

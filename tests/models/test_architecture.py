@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from hiera_video.models import create_hiera, create_hiera_mae, list_models, tokens
+from hiera_video.models.baselines import PYTORCHVIDEO_MODELS, create_pytorchvideo
 from hiera_video.models.flops import count_macs, count_parameters
 from hiera_video.models.mae import draw_visible
-from hiera_video.models.pytorchvideo_models import PYTORCHVIDEO_MODELS, create_pytorchvideo
 
 SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 64))
 DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)
 
 
 @pytest.mark.parametrize(
-    "unit, stride, pools", [((1, 8, 8), (1, 2, 2), 3), ((2, 4, 4), (2, 2, 2), 1), ((8, 8), (2, 2), 2)]
+    "unit, stride, pools",
+    [((1, 8, 8), (1, 2, 2), 3), ((2, 4, 4), (2, 2, 2), 1), ((8, 8), (2, 2), 2)],
 )
 def test_token_order_is_undone(unit, stride, pools):
     grid = tuple(2 * u for u in unit)
@@ -88,7 +89,8 @@ def test_maps_are_in_spatial_order():
             change = (b - a).norm(dim=-1)[0]  # [t, h, w]
             t, h, w = torch.unravel_index(change.argmax(), change.shape)
             cell = 4 * 2**stage  # pixels
-            assert t in (2, 3)  # the token of those frames, or the next, whose kernel reaches one frame back
+            # the token of those frames, or the next, whose kernel reaches one frame back
+            assert t in (2, 3)
             assert 32 - cell <= h * cell <= 47 and 16 - cell <= w * cell <= 31
 
 
@@ -117,7 +119,9 @@ def test_wrong_clip_and_wrong_name_are_refused():
 
 def test_names():
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
-    expected = {f"{m}hiera_{s}_{c}" for m, s, c in itertools.product(("", "mae_"), sizes, ("224", "16x224"))}
+    expected = {
+        f"{m}hiera_{s}_{c}" for m, s, c in itertools.product(("", "mae_"), sizes, ("224", "16x224"))
+    }
     assert set(list_models()) == expected
 
 
@@ -129,7 +133,9 @@ def test_cost_of_base_is_the_papers():
 
 def test_cost_of_multi_head_attention_modules_is_counted():
     layer = torch.nn.TransformerEncoderLayer(32, 4, dim_feedforward=128, batch_first=True)
-    tokens, dim, hidden = 50, 32, 128
+    tokens = 50
+    dim = 32
+    hidden = 128
     assert count_macs(layer, torch.zeros(1, tokens, dim)) == pytest.approx(
         tokens * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens**2 * dim, rel=0.03
     )
@@ -149,6 +155,8 @@ def test_pytorchvideo_models_give_logits_for_any_clip(name):
 def test_importing_the_package_has_no_side_effects(tmp_path):
     """From any folder: nothing printed, no heavy module loaded, no file left."""
     code = "import hiera_video, sys; print(sorted({'torch', 'decord', 'pytorchvideo'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert out.stdout == "[]\n" and out.stderr == ""
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Every optimised path against the plain formulation of the same thing, and that the fused kernels take our shapes."""
+"""Every optimised path against the plain formulation of the same thing, and that the fused kernels
+take our shapes.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ def autoencoder():
 
 
 def clips(batch):
-    return torch.randn(batch, 3, *VIDEO["input_size"], generator=torch.Generator().manual_seed(batch))
+    return torch.randn(
+        batch, 3, *VIDEO["input_size"], generator=torch.Generator().manual_seed(batch)
+    )
 
 
 def plain_attention(q, k, v):
@@ -35,7 +39,10 @@ def random_heads(rows, heads, queries, keys, dim, dtype=torch.float32):
     """q, k, v as they lie in one projection's output."""
     generator = torch.Generator().manual_seed(0)
     sizes = (queries, keys, keys)
-    return [torch.randn(rows, n, heads, dim, generator=generator).to(dtype).transpose(1, 2) for n in sizes]
+    return [
+        torch.randn(rows, n, heads, dim, generator=generator).to(dtype).transpose(1, 2)
+        for n in sizes
+    ]
 
 
 # -- attention
@@ -45,8 +52,10 @@ def random_heads(rows, heads, queries, keys, dim, dtype=torch.float32):
 @pytest.mark.parametrize("local", [True, False])
 def test_windows_and_pooling(local, pool):
     torch.manual_seed(0)
-    layer, x = Attention(24, 48, heads=2, pool=pool, local=local), torch.randn(2, 6, 16, 24)
-    q, k, v = layer.qkv(x).reshape(2, 6, 16, 3, 2, 24).permute(3, 0, 1, 4, 2, 5)  # each [B, U, heads, L, head dim]
+    layer = Attention(24, 48, heads=2, pool=pool, local=local)
+    x = torch.randn(2, 6, 16, 24)
+    # each [B, U, heads, L, head dim]
+    q, k, v = layer.qkv(x).reshape(2, 6, 16, 3, 2, 24).permute(3, 0, 1, 4, 2, 5)
     q = q.unflatten(3, (pool, 16 // pool)).amax(3)
     if not local:
         q, k, v = (t.permute(0, 2, 1, 3, 4).flatten(2, 3) for t in (q, k, v))  # all units together
@@ -65,8 +74,13 @@ def test_flash_kernel_takes_every_attention():
 @GPU
 @pytest.mark.parametrize("batch", [2, 65_536 // 24 + 1])  # 24 windows a clip
 def test_flash_kernel_takes_every_attention_on_cuda(batch):
-    model, clip = classifier().cuda(), clips(1).cuda().expand(batch, -1, -1, -1, -1)
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+    model = classifier().cuda()
+    clip = clips(1).cuda().expand(batch, -1, -1, -1, -1)
+    with (
+        torch.no_grad(),
+        torch.autocast("cuda", torch.bfloat16),
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    ):
         logits = model(clip)
     torch.testing.assert_close(logits[-1], logits[0])
 
@@ -80,20 +94,26 @@ def test_windows_beyond_a_cuda_grid_train():
 
 def test_row_chunks():
     q, k, v = random_heads(10, 2, 16, 16, 8)
-    torch.testing.assert_close(attention.in_row_chunks(q, k, v, rows=4), F.scaled_dot_product_attention(q, k, v))
+    torch.testing.assert_close(
+        attention.in_row_chunks(q, k, v, rows=4), F.scaled_dot_product_attention(q, k, v)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 70, 70, 32), (50, 2, 4, 16, 24), (7, 1, 64, 64, 96)])
 @pytest.mark.parametrize("scores", [1000, attention.SCORES])  # many parts, one part a head
 def test_head_by_head(shape, scores, monkeypatch):
-    """As accurate as bfloat16 allows, forward and backward, for contiguous gradients and for others."""
+    """As accurate as bfloat16 allows, forward and backward, for contiguous gradients and for
+    others.
+    """
     monkeypatch.setattr(attention, "SCORES", scores)
     inputs = [t.requires_grad_() for t in random_heads(*shape, dtype=torch.bfloat16)]
     exact_inputs = [t.detach().float().requires_grad_() for t in inputs]
-    out, exact = attention.head_by_head(*inputs), plain_attention(*exact_inputs)
+    out = attention.head_by_head(*inputs)
+    exact = plain_attention(*exact_inputs)
     assert out.shape == exact.shape
     grad = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    got, expected = torch.autograd.grad(out, inputs, grad), torch.autograd.grad(exact, exact_inputs, grad.float())
+    got = torch.autograd.grad(out, inputs, grad)
+    expected = torch.autograd.grad(exact, exact_inputs, grad.float())
     for a, b in zip((out, *got), (exact, *expected)):
         assert (a.float() - b).norm() < 1e-2 * b.norm()
 
@@ -117,7 +137,8 @@ def shown_pixels(mae, keep):
 
 def test_patch_embedding_of_visible_units():
     """Forward and gradients equal the convolution over the whole zeroed clip."""
-    mae, clip = autoencoder(), clips(2)
+    mae = autoencoder()
+    clip = clips(2)
     keep = torch.zeros(2, mae.num_units, dtype=torch.bool)
     keep[0, [0, 1, 7, 11, 23]] = keep[1, [2, 5, 6, 12, 18]] = True  # corners, neighbours, lone ones
     visible = keep.nonzero()[:, 1].view(2, 5)
@@ -126,7 +147,9 @@ def test_patch_embedding_of_visible_units():
     plain = mae.embed(pixels[1] * shown_pixels(mae, keep))[keep].view_as(fast)
     torch.testing.assert_close(fast, plain)
     weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
-    parameters = [p for n, p in mae.named_parameters() if n.startswith(("patch_embed", "pos_embed"))]
+    parameters = [
+        p for n, p in mae.named_parameters() if n.startswith(("patch_embed", "pos_embed"))
+    ]
     for a, b in zip(
         torch.autograd.grad((fast * weight).sum(), [pixels[0], *parameters]),
         torch.autograd.grad((plain * weight).sum(), [pixels[1], *parameters]),
@@ -135,25 +158,33 @@ def test_patch_embedding_of_visible_units():
 
 
 def test_fusion_head_is_its_convolution():
-    head, x = FusionHead(6, 10, stride=(1, 2, 2), pools=2), torch.randn(2, 5, 64, 6)  # units of 1 x 8 x 8
-    units = tokens.to_spatial(x.flatten(0, 1)[:, None], (1, 8, 8), (1, 8, 8), (1, 2, 2), 3)  # [10, 1, 8, 8, 6]
+    # units of 1 x 8 x 8
+    head = FusionHead(6, 10, stride=(1, 2, 2), pools=2)
+    x = torch.randn(2, 5, 64, 6)
+    # [10, 1, 8, 8, 6]
+    units = tokens.to_spatial(x.flatten(0, 1)[:, None], (1, 8, 8), (1, 8, 8), (1, 2, 2), 3)
     plain = F.conv3d(units.movedim(-1, 1), head.weight, head.bias, stride=(1, 4, 4)).movedim(1, -1)
     plain = tokens.to_units(plain, (1, 2, 2), (1, 2, 2), 1)
     torch.testing.assert_close(head(x).flatten(0, 1), plain[:, 0])
 
 
 def test_decoder_and_targets_of_hidden_patches_only():
-    mae, clip = autoencoder().eval(), clips(2)
+    mae = autoencoder().eval()
+    clip = clips(2)
     keep = mae(clip).keep
     visible = keep.nonzero()[:, 1].view(2, -1)
     hidden = mae._hidden_patches(keep, visible)
     everything = torch.arange(mae.patch_index.numel()).expand(2, -1)
     x = mae.forward_encoder(clip, keep, visible)
-    for function in (lambda patches: mae.forward_decoder(x, visible, patches), lambda p: mae.patch_targets(clip, p)):
+    for function in (
+        lambda patches: mae.forward_decoder(x, visible, patches),
+        lambda p: mae.patch_targets(clip, p),
+    ):
         whole = function(everything).view(2, everything.shape[1], -1)
         chosen = torch.cat([row[patches] for row, patches in zip(whole, hidden)])
         torch.testing.assert_close(function(hidden), chosen)
-    patch_is_hidden = ~keep.view(2, *mae.units).repeat_interleave(2, 2).repeat_interleave(2, 3)  # 2 x 2 patches a unit
+    # 2 x 2 patches a unit
+    patch_is_hidden = ~keep.view(2, *mae.units).repeat_interleave(2, 2).repeat_interleave(2, 3)
     patch_is_hidden = patch_is_hidden.view(2, 4, 4, 6).flatten(1)
     assert torch.equal(hidden, patch_is_hidden.nonzero()[:, 1].view(2, -1))
 
@@ -167,13 +198,16 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(stages):
         model = classifier(drop_path_rate=0.2).train()
         model.recompute_stages = recompute
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ):
             loss = model(clips(2)).square().sum()
         loss.backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
     kept = []
-    plain, plain_kept = step(()), sum(kept)
+    plain = step(())
+    plain_kept = sum(kept)
     kept.clear()
     recomputed = step(stages)
     assert sum(kept) < 0.8 * plain_kept
@@ -182,7 +216,8 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(stages):
 
 
 def test_recomputed_decoder():
-    kept, losses = [], []
+    kept = []
+    losses = []
     for stages in ((), (DECODER_STAGE,)):
         mae = autoencoder()
         mae.recompute_stages = stages
@@ -193,7 +228,12 @@ def test_recomputed_decoder():
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            losses.append(mae(clips(2), noise=torch.rand(2, mae.num_units, generator=torch.Generator().manual_seed(0))))
+            losses.append(
+                mae(
+                    clips(2),
+                    noise=torch.rand(2, mae.num_units, generator=torch.Generator().manual_seed(0)),
+                )
+            )
     assert kept[1] < 0.85 * kept[0] and torch.equal(losses[0].loss, losses[1].loss)
 
 
@@ -211,14 +251,18 @@ def classifier_step(model, forward, batch, precision):
     return logits, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.trial)])
+@pytest.mark.parametrize(
+    "precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.trial)]
+)
 def test_classifier_is_one_graph(precision, monkeypatch):
     """Traced without a break; run as traced, it gives the same bits."""
     monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", False)  # traces keep the standard operator
     model = classifier().train()
     compiled = traced(model, "aot_eager")
     for batch in (2, 3):
-        plain, result = (classifier_step(model, forward, batch, precision) for forward in (model, compiled))
+        plain, result = (
+            classifier_step(model, forward, batch, precision) for forward in (model, compiled)
+        )
         assert torch.equal(plain[0], result[0])
         assert all(torch.equal(result[1][name], grad) for name, grad in plain[1].items())
 
@@ -238,13 +282,16 @@ def test_autoencoder_step_is_one_graph(monkeypatch):
             out.loss.backward()
             results.append([*out, *(p.grad.clone() for p in mae.parameters())])
         assert all(torch.equal(a, b) for a, b in zip(*results))
-    assert compiled(clips(2), mask_ratio=0.5).keep.sum(1).tolist() == [12, 12]  # drawn inside the graph
+    # drawn inside the graph
+    assert compiled(clips(2), mask_ratio=0.5).keep.sum(1).tolist() == [12, 12]
 
 
 def test_compiled_classifier():
     model = classifier(stages=(1, 1, 1, 1)).train()
     compiled = traced(model, "inductor")
-    plain, result = (classifier_step(model, forward, 2, torch.float32) for forward in (model, compiled))
+    plain, result = (
+        classifier_step(model, forward, 2, torch.float32) for forward in (model, compiled)
+    )
     torch.testing.assert_close(result[0], plain[0], rtol=1e-4, atol=1e-5)
     for name, grad in plain[1].items():
         if not name.endswith("qkv.bias"):  # the keys' third is noise
@@ -255,13 +302,17 @@ def test_compiled_classifier():
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_compiled_base(precision):
     """The real sizes: classifier and masked autoencoder, as users compile them."""
-    for model, kind in ((create_hiera("hiera_base_16x224"), 0), (create_hiera_mae("hiera_base_16x224"), 1)):
+    for model, kind in (
+        (create_hiera("hiera_base_16x224"), 0),
+        (create_hiera_mae("hiera_base_16x224"), 1),
+    ):
         draw_weights(model)
         compiled = traced(model, "inductor")
         for batch in (1, 2):
             clip = torch.randn(batch, 3, 16, 224, 224)
             more = {"noise": torch.rand(batch, model.num_units)} if kind else {}
-            losses, gradients = [], []
+            losses = []
+            gradients = []
             for forward in (model, compiled):
                 model.zero_grad()
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision != torch.float32):
@@ -277,18 +328,24 @@ def test_compiled_base(precision):
 
 def test_export():
     model = classifier().eval()
-    exported = torch.export.export(model, (clips(2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported = torch.export.export(
+        model, (clips(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     for batch in (1, 5):
         with torch.no_grad():
             torch.testing.assert_close(exported.module()(clips(batch)), model(clips(batch)))
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch is built without oneDNN")
+@pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch is built without oneDNN"
+)
 @pytest.mark.parametrize("shape", [(7, 24), (2, 3, 16, 24)])
 def test_linear_on_onednn(shape, monkeypatch):
     torch.manual_seed(0)
-    layer, x = linear.Linear(24, 40), torch.randn(shape, requires_grad=True)
-    grad = torch.randn(*shape[:-1], 40).transpose(0, -2).contiguous().transpose(0, -2)  # not contiguous
+    layer = linear.Linear(24, 40)
+    x = torch.randn(shape, requires_grad=True)
+    # not contiguous
+    grad = torch.randn(*shape[:-1], 40).transpose(0, -2).contiguous().transpose(0, -2)
     results = []
     for is_faster in (True, False):
         monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", is_faster)

@@ -32,7 +32,8 @@ def test_classifier(name):
     assert sum(p.numel() for p in model.parameters()) == case["params"]
     clip = draw_input(case["input_shape"])
     with torch.no_grad():
-        logits, maps = model(clip), model.feature_maps(clip)
+        logits = model(clip)
+        maps = model.feature_maps(clip)
         in_training = model.train()(clip)
     close(logits[:, : len(case["logits"][0])], case["logits"])
     assert logits.argmax(1).tolist() == case["argmax"]
@@ -65,8 +66,9 @@ def test_autoencoder(name):
         assert norms[parameter] == pytest.approx(golden, rel=1e-3), parameter
 
 
-# -- the same figures in every other way of execution. In bfloat16 (autocast) products carry 8 bits: logits may differ by
-# 2% of their norm, the masked autoencoder's loss and gradient norms by 0.2% and 5%.
+# -- the same figures in every other way of execution. In bfloat16 (autocast) products carry 8 bits:
+# logits may differ by 2% of their norm, the masked autoencoder's loss and gradient norms by 0.2%
+# and 5%.
 
 MODES = ["recomputed", "bfloat16", pytest.param("compiled", marks=pytest.mark.trial)]
 
@@ -85,9 +87,12 @@ def in_mode(model, mode):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier_in_mode(name, mode):
     case = MODELS[name]
-    logits = in_mode(build(name, case).train(), mode)(draw_input(case["input_shape"])).detach().float()
+    logits = (
+        in_mode(build(name, case).train(), mode)(draw_input(case["input_shape"])).detach().float()
+    )
     assert logits.argmax(1).tolist() == case["argmax"]
-    logits, expected = logits[:, : len(case["logits"][0])], torch.tensor(case["logits"])
+    logits = logits[:, : len(case["logits"][0])]
+    expected = torch.tensor(case["logits"])
     if mode == "bfloat16":
         assert (logits - expected).norm() < 0.02 * expected.norm()
     else:

@@ -1,4 +1,6 @@
-"""Live parity with the official implementation on random weights: outputs, and every parameter's gradient."""
+"""Live parity with the official implementation on random weights: outputs, and every parameter's
+gradient.
+"""
 
 import pytest
 import torch
@@ -29,12 +31,15 @@ DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)
 def assert_same_gradients(ours, theirs):
     theirs = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        expected, difference = theirs[name].grad, parameter.grad - theirs[name].grad
-        if name.endswith("qkv.bias"):  # the keys' third is zero up to rounding: softmax ignores a shift of all keys
+        expected = theirs[name].grad
+        difference = parameter.grad - theirs[name].grad
+        # the keys' third is zero up to rounding: softmax ignores a shift of all keys
+        if name.endswith("qkv.bias"):
             third = len(expected) // 3
             assert difference[third : 2 * third].abs().max() < 1e-5, name
             rest = torch.cat([torch.arange(third), torch.arange(2 * third, 3 * third)])
-            expected, difference = expected[rest], difference[rest]
+            expected = expected[rest]
+            difference = difference[rest]
         assert difference.norm() <= 1e-3 * expected.norm(), name
 
 
@@ -47,7 +52,8 @@ def test_classifier(kind):
     clip = torch.randn(2, 3, *arguments["input_size"], generator=torch.Generator().manual_seed(1))
 
     theirs.train(), ours.train()  # in eval the official head gives probabilities
-    expected, actual = theirs(clip), ours(clip)
+    expected = theirs(clip)
+    actual = ours(clip)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     (expected * weight).sum().backward()
@@ -58,7 +64,9 @@ def test_classifier(kind):
         maps = theirs(clip, return_intermediates=True)[1]
         for actual, expected in zip(ours.feature_maps(clip), maps, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours.eval()(clip).softmax(-1), theirs.eval()(clip), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            ours.eval()(clip).softmax(-1), theirs.eval()(clip), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", GEOMETRIES)
@@ -70,14 +78,20 @@ def test_autoencoder(kind):
     clip = torch.randn(2, 3, *arguments["input_size"], generator=torch.Generator().manual_seed(1))
     keep = torch.zeros(2, ours.num_units, dtype=torch.bool)
     for row in keep:
-        row[torch.randperm(ours.num_units, generator=torch.Generator().manual_seed(3))[: ours.num_units // 3]] = True
+        row[
+            torch.randperm(ours.num_units, generator=torch.Generator().manual_seed(3))[
+                : ours.num_units // 3
+            ]
+        ] = True
 
     loss, pred, label, _ = theirs(clip, mask=keep)
     out = ours(clip, keep=keep)
     torch.testing.assert_close(out.loss, loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.pred, pred, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.target, label, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((out.pred - out.target) ** 2, (pred - label) ** 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (out.pred - out.target) ** 2, (pred - label) ** 2, rtol=1e-4, atol=1e-4
+    )
     loss.backward()
     out.loss.backward()
     assert_same_gradients(ours, theirs)

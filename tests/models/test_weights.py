@@ -6,10 +6,10 @@ import pytest
 import torch
 from golden_weights import load
 
-from hiera_video.checkpoint import save_weights
 from hiera_video.models import create_hiera, create_hiera_mae, load_weights
 from hiera_video.models.resize import interpolate
 from hiera_video.models.weights import read_weights
+from hiera_video.training.checkpoint import save_weights
 
 LAYOUTS = load("layouts.json")
 SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 64))
@@ -48,14 +48,18 @@ def test_published_files_load_as_they_are(model, other, tmp_path, wrap):
 
 def test_own_files_say_what_they_are(model, other, tmp_path):
     save_weights(
-        tmp_path / "model.safetensors", other.state_dict(), {"model": {"name": "hiera_tiny_16x224"}, "classes": ["a"]}
+        tmp_path / "model.safetensors",
+        other.state_dict(),
+        {"model": {"name": "hiera_tiny_16x224"}, "classes": ["a"]},
     )
     assert read_weights(tmp_path)[1]["classes"] == ["a"]
     load_weights(model, tmp_path)  # a step folder
     assert same(model, other)
     first = (tmp_path / "model.safetensors").read_bytes()
     save_weights(
-        tmp_path / "model.safetensors", other.state_dict(), {"classes": ["a"], "model": {"name": "hiera_tiny_16x224"}}
+        tmp_path / "model.safetensors",
+        other.state_dict(),
+        {"classes": ["a"], "model": {"name": "hiera_tiny_16x224"}},
     )
     assert (tmp_path / "model.safetensors").read_bytes() == first, "equal weights are equal bytes"
 
@@ -82,7 +86,9 @@ def test_another_class_count_reinitialises_the_whole_head(model):
     report = load_weights(model, source.state_dict(), strict=False)
     assert report.names("re-initialised") == ["head.projection.weight", "head.projection.bias"]
     assert torch.equal(model.head.projection.bias, before)
-    with pytest.raises(ValueError, match=r"head\.projection\.weight is \[9, 192\], needed \[5, 192\]"):
+    with pytest.raises(
+        ValueError, match=r"head\.projection\.weight is \[9, 192\], needed \[5, 192\]"
+    ):
         load_weights(model, source.state_dict(), strict=True)
 
 
@@ -93,10 +99,14 @@ def test_what_does_not_fit_raises_and_changes_nothing(model, strict):
     del missing["blocks.2.attn.qkv.weight"]
     with pytest.raises(ValueError, match=r"re-initialised: blocks\.2\.attn\.qkv"):
         load_weights(model, missing, strict=strict)
-    bigger = create_hiera("hiera_tiny_16x224", **{**SMALL, "stages": (1, 2, 3, 1)}, num_classes=5).state_dict()
+    bigger = create_hiera(
+        "hiera_tiny_16x224", **{**SMALL, "stages": (1, 2, 3, 1)}, num_classes=5
+    ).state_dict()
     with pytest.raises(ValueError, match=r"unused: blocks\.6"):
         load_weights(model, bigger, strict=strict)
-    wider = create_hiera("hiera_tiny_16x224", **{**SMALL, "embed_dim": 32}, num_classes=5).state_dict()
+    wider = create_hiera(
+        "hiera_tiny_16x224", **{**SMALL, "embed_dim": 32}, num_classes=5
+    ).state_dict()
     with pytest.raises(ValueError, match="needed"):
         load_weights(model, wider, strict=strict)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
@@ -123,14 +133,20 @@ def test_prefixes_and_nearest_names(model, other):
     assert same(model, other)
     state = other.state_dict()
     state["blocks.2.atn.qkv.weight"] = state.pop("blocks.2.attn.qkv.weight")
-    with pytest.raises(ValueError, match=r"blocks\.2\.atn\.qkv\.weight looks like blocks\.2\.attn\.qkv\.weight"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.2\.atn\.qkv\.weight looks like blocks\.2\.attn\.qkv\.weight"
+    ):
         load_weights(model, state, strict=False)
 
 
 def field(grid, channels):
-    """A table that is linear in time and space: interpolation must give the same field on another grid."""
+    """A table that is linear in time and space: interpolation must give the same field on another
+    grid.
+    """
     axes = torch.meshgrid(*[(torch.arange(n) + 0.5) / n for n in grid], indexing="ij")
-    return sum((k + 1) * a for k, a in enumerate(axes)).flatten()[None, :, None].repeat(1, 1, channels)
+    return (
+        sum((k + 1) * a for k, a in enumerate(axes)).flatten()[None, :, None].repeat(1, 1, channels)
+    )
 
 
 GRIDS = [((8,), (16,)), ((14, 14), (16, 16)), ((56, 56), (48, 64)), ((8, 14, 14), (16, 12, 16))]
@@ -140,7 +156,8 @@ GRIDS = [((8,), (16,)), ((14, 14), (16, 16)), ((56, 56), (48, 64)), ((8, 14, 14)
 def test_interpolation_keeps_a_linear_field(grid, other_grid):
     out = interpolate(field(grid, 3), grid, other_grid).reshape(*other_grid, 3)
     expected = field(other_grid, 3).reshape(*other_grid, 3)
-    inner = tuple(slice(n // 4, n - n // 4) for n in other_grid)  # away from the border, where the field ends
+    # away from the border, where the field ends
+    inner = tuple(slice(n // 4, n - n // 4) for n in other_grid)
     torch.testing.assert_close(
         out[inner], expected[inner], rtol=0, atol=0.02
     )  # torch's bicubic kernel is not exact on a slope
@@ -165,9 +182,13 @@ def test_a_non_square_source_needs_its_size(tmp_path):
     with pytest.raises(ValueError, match="384 positions"):
         load_weights(square, wide.state_dict())
     save_weights(
-        tmp_path / "wide.safetensors", wide.state_dict(), {"model": {"arguments": {"input_size": (8, 64, 96)}}}
+        tmp_path / "wide.safetensors",
+        wide.state_dict(),
+        {"model": {"arguments": {"input_size": (8, 64, 96)}}},
     )
-    assert load_weights(square, tmp_path / "wide.safetensors").names("interpolated") == ["pos_embed_spatial"]
+    assert load_weights(square, tmp_path / "wide.safetensors").names("interpolated") == [
+        "pos_embed_spatial"
+    ]
 
 
 SIZES = [(32, 224, 224), (16, 256, 256), (8, 192, 256)]
@@ -192,7 +213,8 @@ def check_resized(report, name, size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", [name for name in VIDEO_LAYOUTS if "base_16" in name])  # in trials: all
+# in trials: all
+@pytest.mark.parametrize("name", [name for name in VIDEO_LAYOUTS if "base_16" in name])
 def test_published_video_layouts_at_another_size(name, size):
     """What is done to each tensor; no numbers are computed but those of the tables."""
     published = {n: torch.zeros(()).expand(shape) for n, shape in LAYOUTS[name]["state"].items()}
@@ -224,7 +246,9 @@ def test_every_published_image_layout_becomes_video(name):
     assert set(report.names("inflated")) == inflated
     lost = {"head.projection.weight", "head.projection.bias"} if is_mae else set()
     assert set(report.names("re-initialised")) == lost
-    assert all(n.startswith(("decoder", "mask_token", "multi_scale")) for n in report.names("unused"))
+    assert all(
+        n.startswith(("decoder", "mask_token", "multi_scale")) for n in report.names("unused")
+    )
 
 
 def damages():
@@ -234,7 +258,10 @@ def damages():
     for name, tensor in state.items():
         rest = {n: t for n, t in state.items() if n != name}
         yield f"removed {name}", rest
-        yield f"renamed {name}", {**rest, name.replace("a", "e"): tensor} if "a" in name else {**rest, name[1:]: tensor}
+        yield (
+            f"renamed {name}",
+            {**rest, name.replace("a", "e"): tensor} if "a" in name else {**rest, name[1:]: tensor},
+        )
         yield f"cut {name}", {**rest, name: tensor.flatten()[:-1]}
         yield f"transposed {name}", {**rest, name: tensor[None].mT.clone()}
         yield f"not finite {name}", {**rest, name: tensor.clone().fill_(float("nan"))}
@@ -253,7 +280,9 @@ def test_no_damage_goes_unseen(model):
             with pytest.raises(ValueError) as error:
                 load_weights(model, state, strict=strict)
             assert "\n" not in str(error.value), damage
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "an error left the model changed"
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), (
+        "an error left the model changed"
+    )
 
 
 def test_damaged_files_are_refused(model, other, tmp_path):
@@ -278,10 +307,15 @@ def test_image_weights_become_video_weights():
     picture = torch.randn(1, 3, 64, 64)
     still = picture[:, :, None].repeat(1, 1, 8, 1, 1)
     with torch.no_grad():
-        first, last = image.patch_embed(picture)[0], video.patch_embed(still)[0, 1:]
+        first = image.patch_embed(picture)[0]
+        last = video.patch_embed(still)[0, 1:]
         torch.testing.assert_close(last, first.expand_as(last), rtol=1e-4, atol=1e-5)
-    mae = create_hiera_mae("hiera_tiny_224", **{**arguments, "num_classes": 0}, input_size=(96, 96), **DECODER)
-    assert "pos_embed_spatial" in load_weights(video, mae.state_dict(), strict=False).names("inflated")
+    mae = create_hiera_mae(
+        "hiera_tiny_224", **{**arguments, "num_classes": 0}, input_size=(96, 96), **DECODER
+    )
+    assert "pos_embed_spatial" in load_weights(video, mae.state_dict(), strict=False).names(
+        "inflated"
+    )
 
 
 def test_timm_names(model):
@@ -296,15 +330,39 @@ def test_timm_names(model):
 
 def test_conversion_there_and_back(tmp_path, tool):
     torch.manual_seed(0)
-    for create, name in ((create_hiera, "hiera_tiny_16x224"), (create_hiera_mae, "mae_hiera_tiny_224")):
+    for create, name in (
+        (create_hiera, "hiera_tiny_16x224"),
+        (create_hiera_mae, "mae_hiera_tiny_224"),
+    ):
         state = create(name).state_dict()
         torch.save({"model_state": state}, tmp_path / "a.pth")
-        tool("tools/convert_checkpoint.py", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "native")
-        tool("tools/convert_checkpoint.py", tmp_path / "b.safetensors", tmp_path / "c.pth", "--to", "official")
+        tool(
+            "tools/convert_checkpoint.py",
+            tmp_path / "a.pth",
+            tmp_path / "b.safetensors",
+            "--to",
+            "native",
+        )
+        tool(
+            "tools/convert_checkpoint.py",
+            tmp_path / "b.safetensors",
+            tmp_path / "c.pth",
+            "--to",
+            "official",
+        )
         back = torch.load(tmp_path / "c.pth", weights_only=True)["model_state"]
-        assert back.keys() == state.keys() and all(torch.equal(t, back[n]) for n, t in state.items())
+        assert back.keys() == state.keys() and all(
+            torch.equal(t, back[n]) for n, t in state.items()
+        )
         assert read_weights(tmp_path / "b.safetensors")[1]["model"]["name"] == name
-    done = tool("tools/convert_checkpoint.py", tmp_path / "gone.pth", tmp_path / "x", "--to", "native", check=2)
+    done = tool(
+        "tools/convert_checkpoint.py",
+        tmp_path / "gone.pth",
+        tmp_path / "x",
+        "--to",
+        "native",
+        check=2,
+    )
     assert "no weights at" in done.stderr
 
 

@@ -1,0 +1,22 @@
+"""Arguments that several commands share."""
+
+import argparse
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """description: the docstring of a command's file, kept as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, help: str = "config file (YAML)") -> None:
+    """`--cfg FILE key=value ..`"""
+    parser.add_argument("--cfg", required=True, help=help)
+    add_overrides(parser)
+
+
+def add_overrides(
+    parser: argparse.ArgumentParser, help: str = "override a key of the config"
+) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)

@@ -1,0 +1,115 @@
+"""Tries every video of a list: decodes it whole, in a process that is killed if it takes too long.
+
+    hiera-video check-videos /k400/train.csv
+
+Writes train.manifest.csv beside the list (path,status,frames,fps,width,height,reason) and
+train.clean.csv, the rows that are ok, as the list has them. Status: ok, damaged (a coded frame does
+not decode), unreadable, missing, timeout, crashed. A header that is wrong about the number of
+frames alone is ok, with a reason. Relative paths are under --root, by default the list's folder.
+The exit status is 0, whatever is found.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hiera_video.commands.arguments import make_parser
+from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
+from hiera_video.data.lists import VideoList, read_videos
+from hiera_video.system.errors import UserError, VideoError
+
+COLUMNS = ("path", "status", "frames", "fps", "width", "height", "reason")
+Row = dict[str, object]  # of the manifest, by COLUMNS
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("list", type=Path, help="one video a line: `path label`, or `path`")
+    parser.add_argument("--root", type=Path, help="folder of relative paths; default: the list's")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one video")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="videos at a time")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.timeout <= 0 or args.workers < 1:
+        raise UserError(f"--timeout {args.timeout:g} and --workers {args.workers} must be > 0")
+    if not args.list.is_file():
+        raise UserError(f"there is no list {args.list}")
+    listed = args.list.absolute()
+    videos = read_videos(listed, root=args.root or listed.parent, key="list")
+    manifest = args.list.with_suffix(".manifest.csv")
+    clean = args.list.with_suffix(".clean.csv")
+    rows = check(videos, timeout_s=args.timeout, workers=args.workers)
+    shown = tqdm(rows, total=len(videos), unit="videos", disable=not sys.stderr.isatty())
+    try:
+        counts = write(manifest, clean, videos, shown)
+    except OSError as e:
+        raise UserError(f"cannot write {e.filename}: {e.strerror}") from e
+    found = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    print(f"{len(videos)} videos: {found}; {manifest}, {clean}")
+
+
+def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterator[Row]) -> Counter[object]:
+    """Writes both files row by row and names what is not ok. Returns how many have which status."""
+    counts: Counter[object] = Counter()
+    with open(manifest, "w", newline="") as m, open(clean, "w") as c:
+        writer = csv.DictWriter(m, COLUMNS)
+        writer.writeheader()
+        for row, result in enumerate(rows):
+            writer.writerow(result)
+            m.flush()
+            counts[result["status"]] += 1
+            if result["status"] == "ok":
+                c.write(videos.line(row) + "\n")
+            else:
+                tqdm.write(f"{result['status']}: {result['path']}: {result['reason']}")
+    return counts
+
+
+def check(videos: VideoList, *, timeout_s: float, workers: int) -> Iterator[Row]:
+    """Rows of the manifest, in list order."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(Checker(videos, timeout_s), range(len(videos)))
+
+
+class Checker:
+    """Makes rows of the manifest; each thread has a decoding process of its own."""
+
+    def __init__(self, videos: VideoList, timeout_s: float):
+        self._videos = videos
+        self._timeout_s = timeout_s
+        self._of_thread = threading.local()
+
+    def __call__(self, row: int) -> Row:
+        path = self._videos.path(row)
+        result: Row = dict.fromkeys(COLUMNS, "") | {"path": self._videos.written(row), "frames": 0}
+        if not os.path.exists(path):
+            return result | {"status": "missing", "reason": "there is no such file"}
+        try:
+            report = self._process().inspect(path)
+        except DecodeFailure as e:
+            return result | {"status": e.kind, "reason": str(e)}
+        except VideoError as e:
+            return result | {"status": "unreadable", "reason": str(e)}
+        return result | {
+            "status": "damaged" if report.damage else "ok",
+            "frames": report.frames,
+            "fps": f"{report.fps:.6g}",
+            "width": report.width,
+            "height": report.height,
+            "reason": report.damage or report.remark,
+        }
+
+    def _process(self) -> DecodeProcess:
+        if not hasattr(self._of_thread, "process"):
+            self._of_thread.process = DecodeProcess(timeout_s=self._timeout_s)
+        return self._of_thread.process

@@ -1,0 +1,95 @@
+"""Published weight files to ours and back.
+
+    hiera-video convert-checkpoint hiera_base_16x224.pth hiera_base_16x224.safetensors --to native
+    hiera-video convert-checkpoint runs/hiera_b_16x4 mine.pth --to official
+
+native: safetensors with the model's name and arguments, and class names, mean and std where they
+are known. official: `{"model_state": ...}`, which the official code loads strictly. Tensors are
+copied bit for bit; the way there and back gives the same. The model is found by the names and
+shapes of the tensors, unless the file tells it or --model does.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiera_video.commands.arguments import make_parser
+from hiera_video.models.weights import metadata_entry, read_weights
+from hiera_video.models.zoo import create_model, hiera_arguments, list_models
+from hiera_video.system.errors import UserError
+
+HEAD = "head.projection.bias"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("source", metavar="IN", help="weight file, step folder or run folder")
+    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("--to", choices=("official", "native"), required=True)
+    parser.add_argument("--model", help="name of the model, where tensors alone do not tell it")
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line, to write into a native file"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    try:
+        state, metadata = read_weights(args.source)
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        if args.to == "official":
+            torch.save({"model_state": state}, args.target)
+        else:
+            if "model" not in metadata:
+                metadata = describe_published(state, args.model)
+            if args.classes is not None:
+                metadata = {**metadata, "classes": read_classes(args.classes, state)}
+            save_file(state, args.target, metadata=metadata_entry(metadata))
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    size = args.target.stat().st_size / 2**20
+    print(f"{args.target}: {size:.1f} MiB, {args.to} layout")
+
+
+def describe_published(state: dict[str, Tensor], model: str | None) -> dict[str, Any]:
+    """Metadata of a file that has none. Raises ValueError."""
+    name, arguments = (model, hiera_arguments(model)) if model else find_model(state)
+    # The published weights of videos and of images differ in this.
+    if len(arguments["input_size"]) == 3:
+        mean = [0.45] * 3
+        std = [0.225] * 3
+    else:
+        mean = [0.485, 0.456, 0.406]
+        std = [0.229, 0.224, 0.225]
+    described = {"name": name, "arguments": arguments}
+    return {"model": described, "mean": mean, "std": std, "classes": []}
+
+
+def find_model(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of the named model that the tensors belong to. Raises UserError."""
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    is_mae = "decoder_pos_embed" in shapes
+    classes = {"num_classes": len(state[HEAD])} if HEAD in state else {}
+    for name in list_models():
+        if name.startswith("mae_") != is_mae:
+            continue
+        with torch.device("meta"):
+            model = create_model(name, **classes)
+        if {n: t.shape for n, t in model.state_dict().items()} == shapes:
+            return name, hiera_arguments(name, **classes)
+    raise UserError(
+        "these tensors are none of the named models'; say which with --model, if it is one"
+    )
+
+
+def read_classes(file: Path, state: dict[str, Tensor]) -> list[str]:
+    """Raises UserError if they are not as many as the weights have."""
+    names = file.read_text(encoding="utf-8").splitlines()
+    count = len(state[HEAD]) if HEAD in state else 0
+    if len(names) != count:
+        raise UserError(f"--classes: {file} names {len(names)} classes, the weights have {count}")
+    return names

@@ -1,0 +1,278 @@
+"""Every key of a config: its type, its default, its meaning, and what values it takes.
+
+The comment above a field is its entry in docs/configuration.md (see reference.py). Checks stand
+with the section they belong to and raise UserError; what concerns two sections is in Config.
+"""
+
+from dataclasses import dataclass, field
+
+from hiera_video.config.checks import (
+    PRECISIONS,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
+from hiera_video.config.training import ClassifyConfig, MAEConfig, OptimConfig, TrainConfig
+from hiera_video.system.errors import UserError
+
+STAGES = ("train", "test", "features")
+TASKS = ("pretrain", "classify")
+DEVICES = ("auto", "cpu", "cuda")
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
+DTYPES = ("float32", "float16")
+TRAIN_SAMPLERS = ("random", "segments", "pytorchvideo.random")
+TEST_SAMPLERS = (None, "pytorchvideo.uniform", "pytorchvideo.constant_clips_per_video")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: its name, and constructor arguments under their official names.
+
+    What is left out keeps the named model's value (models/arguments.py).
+    """
+
+    # Name of a Hiera, or of a PyTorchVideo model: slow_r50, slowfast_r50, mvit_base_16x4, x3d_m.
+    name: str = "hiera_base_16x224"
+    # Frames, height, width. Default: data.num_frames, data.crop_size, data.crop_size.
+    input_size: list[int] | None = None
+    # Colour channels.
+    in_chans: int | None = None
+    # Channels of the first stage.
+    embed_dim: int | None = None
+    # Attention heads of the first stage.
+    num_heads: int | None = None
+    # Number of classes. Default: the number of names in data.classes.
+    num_classes: int | None = None
+    # Blocks of each stage.
+    stages: list[int] | None = None
+    # How many stages begin with a pooling of the queries.
+    q_pool: int | None = None
+    # Tokens pooled into one along each dimension, at every pooling.
+    q_stride: list[int] | None = None
+    # Tokens of a mask unit along each dimension, before any pooling.
+    mask_unit_size: list[int] | None = None
+    # For each stage: attention inside a mask unit (true) or over all tokens (false).
+    mask_unit_attn: list[bool] | None = None
+    # Factor of the channels from stage to stage.
+    dim_mul: float | None = None
+    # Factor of the heads from stage to stage.
+    head_mul: float | None = None
+    # Kernel of the patch embedding.
+    patch_kernel: list[int] | None = None
+    # Stride of the patch embedding.
+    patch_stride: list[int] | None = None
+    # Padding of the patch embedding.
+    patch_padding: list[int] | None = None
+    # Hidden channels of a block's perceptron, as a factor of its channels.
+    mlp_ratio: float | None = None
+    # Stochastic depth: probability that the last block's branches are dropped for a sample.
+    drop_path_rate: float | None = None
+    # Dropout in front of the classifier.
+    head_dropout: float | None = None
+    # Scale of the classifier's weights at the start.
+    head_init_scale: float | None = None
+    # Position embeddings of space and time added, in place of one of every position.
+    sep_pos_embed: bool | None = None
+    # Pretraining: channels of the decoder.
+    decoder_embed_dim: int | None = None
+    # Pretraining: blocks of the decoder.
+    decoder_depth: int | None = None
+    # Pretraining: attention heads of the decoder.
+    decoder_num_heads: int | None = None
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """What training starts from."""
+
+    # A weight file, a step folder or a run folder. Default: random weights.
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Videos, and how clips are taken from them."""
+
+    # Folder that relative paths, of lists and in them, are under.
+    root: str | None = None
+    # Modules that register iopath handlers, for paths like s3://...
+    path_handlers: tuple[str, ...] = ()
+    # Training list, or a folder of class folders.
+    train: str = "train.csv"
+    # Validation list.
+    val: str = "val.csv"
+    # Test list. Default: data.val.
+    test: str | None = None
+    # File with one class name a line.
+    classes: str | None = None
+    # Left and right matter: clips are never flipped, in pretraining either.
+    directional: bool = False
+    # Frames of a clip.
+    num_frames: int = 16
+    # Frames of a 30 fps video from one frame of a clip to the next.
+    sampling_rate: int = 4
+    # Frame rate that sampling_rate counts in.
+    target_fps: float = 30.0
+    # Of training: random, segments or pytorchvideo.random. Testing is then uniform, or segments.
+    clip_sampler: str = "random"
+    # Side of the crop, in pixels.
+    crop_size: int = 224
+    # Training: share of the area that a crop takes.
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    # Training: ratio of a crop's width and height.
+    crop_aspect: tuple[float, float] = (0.75, 1.3333)
+    # Training: probability of a flip. Default: 0.5, or 0 where directional.
+    flip: float | None = None
+    # Training: magnitude of RandAugment, 0 to 10; 0 is off.
+    rand_augment: float = 0.0
+    # Training: operations that RandAugment draws for a clip.
+    rand_augment_ops: int = 2
+    # Training: standard deviation of the magnitude.
+    rand_augment_std: float = 0.5
+    # Training: probability that a box is erased.
+    erase: float = 0.0
+    # Mean of the pixels' values (0 to 1), by channel.
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    # Standard deviation of the pixels' values, by channel.
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    # auto (PyAV), decord, pyav or torchcodec; files that it reads wrongly are read with PyAV.
+    decoder: str = "auto"
+    # Seconds for one video; a decoder that takes longer is killed.
+    decode_timeout_s: float = 30.0
+    # File that keeps what is known of each video's packets. Default: manifest.sqlite in output.
+    manifest: str | None = None
+    # File that names videos that hung or crashed a decoder. Default: quarantine.csv in output.
+    quarantine: str | None = None
+    # Data-loading processes of a rank.
+    num_workers: int = 2
+    # Share of the training list that may be unreadable; above it the run stops.
+    max_bad_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_one_of("data.decoder", self.decoder, DECODERS)
+        require_one_of("data.clip_sampler", self.clip_sampler, TRAIN_SAMPLERS)
+        require_positive(
+            "data", self, "num_frames sampling_rate target_fps crop_size decode_timeout_s"
+        )
+        require_not_negative("data", self, "num_workers")
+        if self.directional and self.flip:
+            raise UserError(
+                f"data.flip={self.flip} with data.directional=true: this data set tells left from "
+                "right, so its videos are never mirrored; set data.flip=0"
+            )
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """Testing with several clips and crops of each video."""
+
+    __test__ = False  # not a test case, whatever its name
+
+    # Clips of a video.
+    clips: int = 5
+    # Crops of a clip, 1 or 3.
+    crops: int = 3
+    # Short side that frames are resized to, in pixels. Default: data.crop_size.
+    short_side: int | None = None
+    # Videos that are decoded together.
+    batch_size: int = 1
+    # Views in one forward pass; memory grows with it.
+    views_per_forward: int = 15
+    # float32, or bfloat16 (autocast).
+    precision: str = "float32"
+    # torch.compile, for the features too.
+    compile: bool = False
+    # Weights to test. Default: the run's last checkpoint.
+    weights: str | None = None
+    # Share of the videos that must be scored; below it the exit status is 3.
+    min_coverage: float = 0.0
+    # Seconds after which finished videos are kept on the disk, and not scored again after a kill.
+    save_every_s: float = 30.0
+    # pytorchvideo.uniform or pytorchvideo.constant_clips_per_video. Default: by data.clip_sampler.
+    clip_sampler: str | None = None
+    # What follows the clip duration in the constructor of PyTorchVideo's sampler.
+    clip_sampler_args: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_one_of("test.precision", self.precision, PRECISIONS)
+        require_one_of("test.clip_sampler", self.clip_sampler, TEST_SAMPLERS)
+        require_one_of("test.crops", self.crops, (1, 3))
+        require_positive("test", self, "clips batch_size views_per_forward")
+        if not 0 <= self.min_coverage <= 1:
+            raise UserError(f"test.min_coverage={self.min_coverage} must be from 0 to 1")
+        if self.clip_sampler and self.batch_size > 1:
+            raise UserError(
+                "test.batch_size must be 1 with a test.clip_sampler: "
+                "its videos may differ in their clips"
+            )
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Clip features: windows over the whole of each video."""
+
+    # A list. Default: data.test.
+    videos: str | None = None
+    # Seconds from window to window. Default: end to end.
+    hop_s: float | None = None
+    # Stages, of 1 to 4, whose maps are kept too.
+    stages: tuple[int, ...] = ()
+    # The mean of each map in place of the whole.
+    pool_maps: bool = False
+    # One row a video, the mean of its windows.
+    average: bool = False
+    # Of the numbers in the files: float32 or float16.
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require_one_of("features.dtype", self.dtype, DTYPES)
+        require_positive("features", self, "hop_s")
+        if not set(self.stages) <= {1, 2, 3, 4}:
+            raise UserError(f"features.stages={list(self.stages)} must be among 1, 2, 3, 4")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What runs, where its results go, and its seed."""
+
+    # pretrain or classify.
+    task: str = "classify"
+    # Of train, test and features, in order.
+    stages: tuple[str, ...] = ("train", "test")
+    # Folder of the run. Default: runs/<name of the config file>.
+    output: str = ""
+    # Of weights, samples, masks and dropout.
+    seed: int = 0
+    # auto, cpu or cuda.
+    device: str = "auto"
+    # Seconds for the ranks of a run to find each other, and for one that waits in a step.
+    join_timeout_s: float = 300.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+
+    def __post_init__(self) -> None:
+        require_one_of("task", self.task, TASKS)
+        require_one_of("device", self.device, DEVICES)
+        for k, stage in enumerate(self.stages):
+            require_one_of(f"stages[{k}]", stage, STAGES)
+        if not self.stages:
+            raise UserError(f"stages is empty: list some of {', '.join(STAGES)}")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be >= 0")
+        short_side = self.test.short_side
+        if short_side is not None and short_side < self.data.crop_size:
+            raise UserError(
+                f"test.short_side={short_side} is less than data.crop_size={self.data.crop_size}"
+            )
+        if self.task == "pretrain" and "test" in self.stages:
+            raise UserError(
+                "stages: a masked autoencoder (task=pretrain) has no classes to test; "
+                "fine-tune its weights first"
+            )

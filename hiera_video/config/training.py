@@ -1,0 +1,118 @@
+"""Sections of a config that training alone reads."""
+
+from dataclasses import dataclass
+
+from hiera_video.config.checks import (
+    PRECISIONS,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
+from hiera_video.system.errors import UserError
+
+PARALLELS = ("ddp", "fsdp")
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    # Effective epochs: how often a video is seen in all, its repeats counted (the paper's way).
+    epochs: float = 100
+    # Videos of an optimizer step, over all ranks; with repeats, that many times the clips.
+    batch_size: int = 256
+    # Clips from one decode of a video.
+    repeats: int = 1
+    # Forward and backward passes of an optimizer step: less memory, the same batch.
+    accumulate: int = 1
+    # float32, or bfloat16 (autocast).
+    precision: str = "float32"
+    # Over ranks: ddp, or fsdp (each rank holds its share of the parameters).
+    parallel: str = "ddp"
+    # torch.compile: minutes at the start, faster steps.
+    compile: bool = False
+    # Stages of a Hiera (1 to 4; 5: the decoder) that save memory by computing twice.
+    recompute_stages: tuple[int, ...] = ()
+    # Decay of an average of the weights, which is then kept and tested; 0 is off.
+    ema: float = 0.0
+    # Steps from one line of the log to the next.
+    log_every: int = 10
+    # Effective epochs from one checkpoint to the next.
+    save_every: float = 1
+    # Newest checkpoints that stay on the disk.
+    keep: int = 2
+    # Effective epochs between checkpoints that stay for good; 0 is off.
+    keep_every: float = 0
+    # Effective epochs between looks at data.val: validation, or the probe; 0 is off.
+    val_every: float = 0
+
+    def __post_init__(self) -> None:
+        require_one_of("train.precision", self.precision, PRECISIONS)
+        require_one_of("train.parallel", self.parallel, PARALLELS)
+        require_positive(
+            "train", self, "epochs batch_size repeats accumulate log_every save_every keep"
+        )
+        require_not_negative("train", self, "val_every keep_every")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"train.ema={self.ema} must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning rate: linear warm-up, then half a cosine."""
+
+    # adamw or sgd.
+    name: str = "adamw"
+    # Learning rate at the end of the warm-up.
+    lr: float = 8e-4
+    # Learning rate at the start of the warm-up.
+    start_lr: float = 0.0
+    # Learning rate at the end.
+    end_lr: float = 0.0
+    # Effective epochs of warm-up.
+    warmup_epochs: float = 0.0
+    # Of adamw.
+    betas: tuple[float, float] = (0.9, 0.999)
+    # Of sgd.
+    momentum: float = 0.9
+    # Of sgd.
+    nesterov: bool = True
+    # None for vectors (biases, norms) and position embeddings.
+    weight_decay: float = 0.05
+    # Each block's rate is this factor times the next one's; 1 is off.
+    layer_decay: float = 1.0
+    # The train.batch_size that the rates are for; they scale with the real one. 0: as they are.
+    reference_batch: int = 0
+    # Largest L2 norm of all gradients; 0 is off.
+    clip_grad: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_one_of("optim.name", self.name, OPTIMIZERS)
+        require_not_negative("optim", self, "reference_batch")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """The loss of task=classify: cross-entropy with soft labels."""
+
+    # Share of a label that is spread over all classes.
+    label_smoothing: float = 0.0
+    # Alpha of mixup's Beta distribution; 0 is off.
+    mixup: float = 0.0
+    # Alpha of cutmix's Beta distribution; 0 is off.
+    cutmix: float = 0.0
+    # Share of the batches that are mixed.
+    mix_prob: float = 1.0
+    # Share of the mixed batches that are cut and not blended, where both are on.
+    switch_prob: float = 0.5
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """Masked-autoencoder pretraining, task=pretrain."""
+
+    # Share of the mask units that are hidden.
+    mask_ratio: float = 0.9
+    # Videos of data.train, and of data.val, for the nearest-neighbour probe.
+    probe_videos: int = 1000

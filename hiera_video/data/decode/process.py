@@ -1,0 +1,298 @@
+"""Decoding in a process of its own that can be killed: no file can hang or crash the process that
+asks for frames.
+
+    decoder = DecodeProcess(timeout_s=30)  # starts at the first request, and again after a kill
+    with decoder.open(path, "decord") as video:    # info, get and close, as of open_video
+        frames = video.get(indices)
+
+A decoder that spins in C code cannot be stopped from inside its process, and one that crashes takes
+its process along. The child (`python -m hiera_video.data.decode.process`) is started with
+subprocess, which works in DataLoader workers, too. Requests and replies are pickles over pipes,
+length first; frames come through a file in memory that both have mapped. The child ends when its
+parent does: at the end of its input, or, while it decodes, by the kernel (Linux).
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hiera_video.data.decode.packets import Manifest, VideoInfo
+from hiera_video.data.decode.pyav_reader import VideoReport
+from hiera_video.data.decode.readers import inspect_video, open_video
+from hiera_video.system.errors import VideoError
+from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
+
+START_S = 120.0  # for the child to import its modules; a busy file system may need long
+PR_SET_PDEATHSIG = 1
+TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
+LENGTH = struct.Struct("<Q")
+
+
+class DecodeFailure(VideoError):
+    """The decoding process had to be killed (`kind` "timeout") or ended by itself ("crashed")."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class DecodeProcess:
+    """One child, for one caller at a time. A pickled or forked copy starts a child of its own.
+
+    manifest: the file that keeps the scans of videos, so that each is scanned once.
+    """
+
+    def __init__(self, *, timeout_s: float, manifest: str | Path | None = None):
+        self.timeout_s = timeout_s
+        self.manifest = manifest
+        self._child: subprocess.Popen | None = None
+        self._owner = 0
+        self._memory: BinaryIO | None = None
+        self._map: mmap.mmap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_child": None, "_owner": 0, "_memory": None, "_map": None}
+
+    def open(self, path: str | Path, decoder: str) -> "BoundedReader":
+        """Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the
+        child.
+        """
+        name, info = self._ask("open", str(path), decoder)
+        return BoundedReader(self, name, info)
+
+    def inspect(self, path: str | Path) -> VideoReport:
+        """A full decode. Raises as `open` does."""
+        return self._ask("inspect", str(path))
+
+    def close(self) -> None:
+        if self._child is not None and self._owner == os.getpid():
+            self._kill()
+        self._child = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at the interpreter's end modules may be gone
+            self.close()
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        shape = self._ask("get", np.asarray(indices, dtype=np.int64))
+        size = int(np.prod(shape))
+        if self._map is None or len(self._map) < size:
+            self._map = mmap.mmap(self._memory.fileno(), os.fstat(self._memory.fileno()).st_size)
+        return np.frombuffer(self._map, np.uint8, size).reshape(shape).copy()
+
+    def forget(self) -> None:
+        """Closes the video that is open. Of no matter if the child is gone."""
+        if self._child is not None:
+            with contextlib.suppress(VideoError):
+                self._ask("close")
+
+    def _ask(self, *request: Any) -> Any:
+        if self._child is None or self._owner != os.getpid():
+            self._start()
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            send(self._child.stdin, request)
+            answer = receive(self._child.stdout, deadline)
+        except TimeoutError:
+            self._kill()
+            raise DecodeFailure(
+                "timeout", f"decoding took more than {self.timeout_s:g} s"
+            ) from None
+        except (BrokenPipeError, EOFError):
+            status = self._child.wait()
+            self._kill()
+            raise DecodeFailure(
+                "crashed", f"the decoder crashed ({_how_it_ended(status)})"
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        self._map = None
+        self._memory = _memory_file()
+        root = str(Path(__file__).resolve().parents[3])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        descriptor = self._memory.fileno()
+        manifest = [] if self.manifest is None else [str(self.manifest)]
+        with stop_signals_held():
+            self._child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "hiera_video.data.decode.process",
+                    str(descriptor),
+                    str(os.getpid()),
+                    *manifest,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # FFmpeg writes what it thinks of damaged files
+                pass_fds=(descriptor,),
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+        try:
+            receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
+        except (TimeoutError, EOFError) as e:
+            self._kill()
+            raise RuntimeError(
+                "the decoding process does not start: python -m hiera_video.data.decode.process"
+            ) from e
+
+    def _kill(self) -> None:
+        child = self._child
+        self._child = None
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+        self._memory.close()
+
+
+class BoundedReader:
+    """The video that a DecodeProcess has open."""
+
+    def __init__(self, process: DecodeProcess, name: str, info: VideoInfo):
+        self._process = process
+        self.name = name
+        self.info = info
+
+    def get(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self._process.frames(indices)
+
+    def close(self) -> None:
+        self._process.forget()
+
+    def __enter__(self) -> "BoundedReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def send(pipe: BinaryIO, message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(LENGTH.pack(len(data)) + data)
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO, deadline: float | None = None) -> Any:
+    """The next message. Raises EOFError at the end, TimeoutError after `deadline` (monotonic)."""
+    (length,) = LENGTH.unpack(_read(pipe, LENGTH.size, deadline))
+    return pickle.loads(_read(pipe, length, deadline))
+
+
+def _read(pipe: BinaryIO, size: int, deadline: float | None) -> bytes:
+    data = b""
+    while len(data) < size:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and (left <= 0 or not select.select([pipe], [], [], left)[0]):
+            raise TimeoutError
+        part = os.read(pipe.fileno(), size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def _memory_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):  # Linux
+        return os.fdopen(os.memfd_create("hiera_video_frames"), "r+b", buffering=0)
+    return tempfile.TemporaryFile()
+
+
+def _how_it_ended(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+# -- the child
+
+
+def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> None:
+    """Answers requests from stdin until it ends."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    ignore_stop_signals()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints may come between the replies
+    send(replies, "ready")
+    manifest = Manifest(manifest_file) if manifest_file else None
+    opened: open_video | None = None
+    reader = None
+    count = 0
+    with contextlib.suppress(EOFError):
+        while True:
+            what, *arguments = receive(sys.stdin.buffer)
+            try:
+                if opened is not None and what in ("open", "close"):
+                    opened.__exit__()
+                    opened = reader = None
+                answer: Any = None
+                if what == "open":
+                    count += 1
+                    if count % TRIM_EVERY == 0:
+                        _trim_memory()
+                    opened = open_video(*arguments, manifest=manifest)
+                    reader = opened.__enter__()
+                    answer = (reader.name, reader.info)
+                elif what == "get":
+                    frames = reader.get(*arguments)
+                    _put(descriptor, frames)
+                    answer = frames.shape
+                elif what == "inspect":
+                    answer = inspect_video(*arguments)
+            except (VideoError, IndexError) as e:
+                answer = e
+            # a damaged file may lead a decoder anywhere; this process is there to hold it
+            except Exception as e:
+                answer = VideoError(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
+            send(replies, answer)
+
+
+def _put(descriptor: int, frames: np.ndarray) -> None:
+    if os.fstat(descriptor).st_size < frames.nbytes:
+        os.ftruncate(descriptor, frames.nbytes)
+    view = memoryview(np.ascontiguousarray(frames)).cast("B")
+    offset = 0
+    while offset < len(view):
+        offset += os.pwrite(descriptor, view[offset:], offset)
+
+
+def _trim_memory() -> None:
+    """Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a
+    kilobyte a video.
+    """
+    trim = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if sys.platform.startswith("linux")
+        else None
+    )
+    if trim is not None:
+        trim(0)
+
+
+def _die_with(parent: int) -> None:
+    """Linux: the kernel ends this process when its parent ends, also in the middle of a decode."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,144 @@
+"""Lists of videos: `train.csv` and the like, or a folder of class folders.
+
+A list has one video a line, `path label` or `path` alone. The last token is the label only if it is
+an integer, so paths may hold spaces (the format of PyTorchVideo's LabeledVideoPaths). Rows are kept
+in flat arrays, not in Python objects: data-loader workers then share the memory instead of copying
+it row by row.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import join, local
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
+_LABEL = re.compile(r"[+-]?\d+\Z")
+
+
+class VideoList:
+    """Rows of a list: `path(i)`, `label(i)` (-1 where there is none), `written(i)` (the path as the
+    list has it).
+    """
+
+    def __init__(
+        self,
+        paths: list[str],
+        labels: list[int],
+        *,
+        root: str = "",
+        source: str = "",
+        classes: tuple = (),
+    ):
+        encoded = [os.fsencode(p) for p in paths]
+        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(p) for p in encoded], dtype=np.int64)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.root = root
+        self.source = source
+        # names of the class folders, if it came from folders
+        self.classes: tuple[str, ...] = tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def written(self, i: int) -> str:
+        start = self._ends[i - 1] if i else 0
+        return os.fsdecode(self._text[start : self._ends[i]].tobytes())
+
+    def subset(self, rows: list[int]) -> "VideoList":
+        paths = [self.written(i) for i in rows]
+        labels = [self.label(i) for i in rows]
+        return VideoList(paths, labels, root=self.root, source=self.source, classes=self.classes)
+
+    def sha256(self) -> str:
+        """Of the paths as written and the labels, in order."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            digest.update(f"{self.written(i)} {self.label(i)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def line(self, i: int) -> str:
+        """The row as a list has it: `path label`, or `path` alone."""
+        return self.written(i) if self.label(i) == -1 else f"{self.written(i)} {self.label(i)}"
+
+    def path(self, i: int) -> str:
+        return join(self.root, self.written(i))
+
+    def label(self, i: int) -> int:
+        return int(self.labels[i])
+
+
+def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.train") -> VideoList:
+    """Reads a list file, or a folder of class folders. Relative paths (of the list and in it) are
+    under `root`.
+
+    `key` is the config key that named it, for the message. Raises UserError.
+    """
+    name = join(root, source)
+    try:
+        where = Path(local(name))
+    except OSError as e:
+        raise UserError(f"{key}: {e}") from e
+    if where.is_dir():
+        return _read_folders(where, key)
+    if not where.is_file():
+        raise UserError(
+            f"{key}: there is no list {where}; set data.root to the folder that holds it, or {key} "
+            "to the list"
+        )
+    paths = []
+    labels = []
+    for line in where.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        line = line.strip()
+        if not line:
+            continue
+        head, *last = line.rsplit(None, 1)
+        if last and _LABEL.match(last[0]):
+            paths.append(head)
+            labels.append(int(last[0]))
+        else:
+            paths.append(line)
+            labels.append(-1)
+    if not paths:
+        raise UserError(
+            f"{key}: the list {where} is empty; it needs one video a line, `path label`"
+        )
+    return VideoList(paths, labels, root=str(root), source=name)
+
+
+def _read_folders(folder: Path, key: str) -> VideoList:
+    classes = sorted(f.name for f in folder.iterdir() if f.is_dir())
+    paths = []
+    labels = []
+    for label, name in enumerate(classes):
+        for file in sorted((folder / name).rglob("*")):
+            if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file():
+                paths.append(str(file.relative_to(folder)))
+                labels.append(label)
+    if not paths:
+        raise UserError(
+            f"{key}: {folder} has no class folders with videos ({', '.join(VIDEO_SUFFIXES)}) in it"
+        )
+    return VideoList(paths, labels, root=str(folder), source=str(folder), classes=tuple(classes))
+
+
+def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:
+    """UserError for a row whose label is missing or not in [0, num_classes): the first one, by
+    line.
+    """
+    wrong = np.flatnonzero((videos.labels < 0) | (videos.labels >= num_classes))
+    if len(wrong):
+        row = int(wrong[0])
+        label = int(videos.labels[wrong[0]])
+        what = "has no label" if label == -1 else f"has label {label}"
+        raise UserError(
+            f"{key}: row {row + 1} of {videos.source} ({videos.written(row)}) {what}, but the "
+            f"model has {num_classes} "
+            f"classes, 0 to {num_classes - 1}; set model.num_classes or mend the list "
+            f"({len(wrong)} such rows)"
+        )

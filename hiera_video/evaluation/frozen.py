@@ -1,0 +1,229 @@
+"""What cached features of two lists are worth to simple classifiers (probe.py).
+
+The linear and attentive probes are trained at several rates in one pass; the rate is chosen on a
+tenth of the training videos that is held out, never on the test videos.
+
+Legend: N videos of a folder, R rates, L tokens of a map, dim channels.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from hiera_video.data.lists import read_videos
+from hiera_video.evaluation.features import read_manifest
+from hiera_video.evaluation.probe import (
+    NEIGHBOURS,
+    AttentiveProbe,
+    LinearProbe,
+    nearest_neighbours,
+    train_probes,
+)
+from hiera_video.evaluation.scores import hits, ranked
+from hiera_video.system.errors import UserError
+
+HELD_OUT = 0.1  # of the training videos
+LINEAR_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+ATTENTIVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+ATTENTIVE_BATCH = 64  # at most: tokens are large
+WINDOWS = 16  # of a video that are scored at a time
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    stage: int = 4  # whose map the attentive probe sees
+    neighbours: int = NEIGHBOURS
+    epochs: int = 200  # of the linear probe
+    attentive_epochs: int = 50
+    batch_size: int = 256  # videos
+    seed: int = 0
+
+
+class RateScores(NamedTuple):
+    """Scores of each rate's probe."""
+
+    rates: Sequence[float]
+    held_out: Tensor  # [R, held-out videos, classes]
+    test: Tensor  # [R, test videos, classes]
+
+
+class CachedFeatures:
+    """The videos of a features folder that have a label. Raises UserError."""
+
+    def __init__(self, folder: Path, labels: str):
+        """labels: a list that has the folder's videos and their labels"""
+        try:
+            lines = read_manifest(folder)
+        except OSError as e:
+            raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
+        videos = read_videos(labels, root="", key="--lists")
+        label_of = {videos.written(row): videos.label(row) for row in range(len(videos))}
+        good = []
+        for line in lines:
+            if line["status"] == "ok" and label_of.get(line["path"], -1) >= 0:
+                good.append(line)
+        if not good:
+            raise UserError(f"{folder}: {labels} has no label for any of its {len(lines)} videos")
+        self.files = [folder / line["file"] for line in good]
+        for file in self.files:
+            if not file.is_file():
+                raise UserError(
+                    f"{file} is not there, though manifest.csv names it; extract the features again"
+                )
+        card = folder / "made_of.json"
+        self.weights = json.loads(card.read_text())["weights"] if card.exists() else None
+        self.labels = torch.tensor([label_of[line["path"]] for line in good])
+        self.left_out = len(lines) - len(good)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def means(self) -> Tensor:
+        """Of each video's windows: [N, dim]."""
+        return torch.stack([self._read(row, "features").mean(0) for row in range(len(self))])
+
+    def windows(self, row: int, stage: int, which: int | None = None) -> Tensor:
+        """Tokens of one window, or of all: [windows, L, dim]."""
+        return self._read(row, f"stage{stage}", which).flatten(1, -2)
+
+    def has_maps(self, stage: int) -> bool:
+        name = f"stage{stage}"
+        with safe_open(self.files[0], "pt") as f:
+            return name in set(f.keys()) and len(f.get_slice(name).get_shape()) > 2
+
+    def shape(self) -> list[int]:
+        """Of a video's mean."""
+        with safe_open(self.files[0], "pt") as f:
+            return f.get_slice("features").get_shape()[1:]
+
+    def count_windows(self, row: int) -> int:
+        with safe_open(self.files[row], "pt") as f:
+            return f.get_slice("times").get_shape()[0]
+
+    def _read(self, row: int, name: str, which: int | None = None) -> Tensor:
+        with safe_open(self.files[row], "pt") as f:
+            part = f.get_slice(name)
+            return (part[:] if which is None else part[which : which + 1]).float()
+
+
+class FrozenEvaluation:
+    """All probes on one pair of folders. Raises UserError if they are of different weights."""
+
+    def __init__(self, train: CachedFeatures, test: CachedFeatures, settings: ProbeSettings):
+        if train.shape() != test.shape() or train.weights != test.weights:
+            raise UserError(
+                "the two folders hold features of different weights; extract both with the same"
+            )
+        self._train = train
+        self._test = test
+        self._settings = settings
+        self._classes = 1 + int(max(train.labels.max(), test.labels.max()))
+        torch.manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        order = torch.randperm(len(train), generator=generator)
+        count = round(HELD_OUT * len(order)) if len(order) > 1 else 0
+        self._held_out = order[:count].sort().values
+        self._rows = order[count:].sort().values  # of training videos that are learned from
+
+    @property
+    def has_maps(self) -> bool:
+        stage = self._settings.stage
+        return self._train.has_maps(stage) and self._test.has_maps(stage)
+
+    def nearest_neighbours(self) -> dict[str, float]:
+        """top1 and top5, in percent."""
+        votes = nearest_neighbours(
+            self._train.means(),
+            self._train.labels,
+            self._test.means(),
+            k=self._settings.neighbours,
+        )
+        return hits(ranked(votes), self._test.labels)
+
+    def linear(self) -> dict[str, Any]:
+        """rate, top1, top5 and by_rate, of the probe of the chosen rate."""
+        train_features = self._train.means()
+        queries = self._test.means()
+        learned = train_features[self._rows]
+        probes = [LinearProbe(learned, self._classes) for _ in LINEAR_RATES]
+        groups = _parameter_groups(probes, LINEAR_RATES)
+        train_probes(
+            probes,
+            torch.optim.SGD(groups, momentum=0.9),
+            lambda some, _: learned[some],
+            self._train.labels[self._rows],
+            epochs=self._settings.epochs,
+            batch_size=self._settings.batch_size,
+            seed=self._settings.seed,
+        )
+
+        @torch.inference_mode()
+        def scores(features: Tensor) -> Tensor:
+            return torch.stack([probe(features).softmax(-1) for probe in probes])
+
+        held_out = scores(train_features[self._held_out])
+        return self._choose(RateScores(LINEAR_RATES, held_out, scores(queries)))
+
+    def attentive(self) -> dict[str, Any]:
+        """As `linear`; one random window of a video at a time in training, all in testing."""
+        stage = self._settings.stage
+        dim = self._train.windows(0, stage).shape[-1]
+        probes = [AttentiveProbe(dim, self._classes) for _ in ATTENTIVE_RATES]
+        for probe in probes[1:]:  # all start alike
+            probe.load_state_dict(probes[0].state_dict())
+        rows = self._rows.tolist()
+        counts = [self._train.count_windows(row) for row in rows]
+
+        def one_window(some: Tensor, generator: torch.Generator) -> Tensor:
+            chosen = some.tolist()
+            drawn = [int(torch.randint(counts[k], (), generator=generator)) for k in chosen]
+            parts = [self._train.windows(rows[k], stage, w) for k, w in zip(chosen, drawn)]
+            return torch.cat(parts)
+
+        groups = _parameter_groups(probes, ATTENTIVE_RATES)
+        train_probes(
+            probes,
+            torch.optim.AdamW(groups, weight_decay=0.01),
+            one_window,
+            self._train.labels[self._rows],
+            epochs=self._settings.attentive_epochs,
+            batch_size=min(self._settings.batch_size, ATTENTIVE_BATCH),
+            seed=self._settings.seed,
+        )
+
+        @torch.inference_mode()
+        def scores(features: CachedFeatures, which: list[int]) -> Tensor:
+            of_videos = []
+            for row in which:
+                parts = features.windows(row, stage).split(WINDOWS)
+                of_probes = []
+                for probe in probes:
+                    of_windows = torch.cat([probe(part).softmax(-1) for part in parts])
+                    of_probes.append(of_windows.mean(0))
+                of_videos.append(torch.stack(of_probes))
+            return torch.stack(of_videos, dim=1)
+
+        held_out = scores(self._train, self._held_out.tolist())
+        test = scores(self._test, list(range(len(self._test))))
+        return self._choose(RateScores(ATTENTIVE_RATES, held_out, test))
+
+    def _choose(self, scores: RateScores) -> dict[str, Any]:
+        """The rate that is best on the held-out videos."""
+        labels = self._train.labels[self._held_out]
+        by_rate = []
+        for rate, of_held_out, of_test in zip(*scores):
+            held = hits(ranked(of_held_out), labels)["top1"] if len(labels) else 0.0
+            found = hits(ranked(of_test), self._test.labels)
+            by_rate.append({"rate": rate, "held_out_top1": held, **found})
+        best = max(by_rate, key=lambda row: row["held_out_top1"])
+        return {**best, "by_rate": by_rate}
+
+
+def _parameter_groups(probes: Sequence[nn.Module], rates: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"params": list(p.parameters()), "lr": rate} for p, rate in zip(probes, rates)]

@@ -1,0 +1,106 @@
+"""The evaluation loop. What becomes of its outputs is the consumers': scores, features, probe.
+
+Every rank takes its own rows of the list, each row once and without padding; rank 0 puts the parts
+together by row. A video that cannot be read is never replaced: it is missing, and named.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.data.dataset import Batch
+from hiera_video.data.transforms import normalise
+from hiera_video.system.distributed import World, autocast
+from hiera_video.system.log import Progress
+
+Predict = Callable[[Tensor], dict[str, Tensor]]  # clips -> tensors that begin with the clips
+
+
+class Consumer(Protocol):
+    """Takes the outputs of this rank's videos, one batch after the other."""
+
+    def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        """out: what the model said of every view, each [B, V, ...] on the host."""
+
+    def missing(self, row: int, reason: str) -> None:
+        """A row of the list that could not be read."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How clips go through a model in evaluation: made once, by build.py."""
+
+    device: torch.device
+    mean: Sequence[float]
+    std: Sequence[float]
+    precision: str = "float32"
+    views_per_forward: int = 15  # memory grows with it
+    compile: bool = False
+
+    def prepare(self, predict: Predict) -> Predict:
+        return torch.compile(predict) if self.compile else predict
+
+    def __call__(self, predict: Predict, clips: Tensor) -> dict[str, Tensor]:
+        """clips: uint8 [N, C, T, S, S] -> float32 outputs [N, ...] on the host"""
+        parts = []
+        for part in clips.split(self.views_per_forward):
+            with autocast(self.precision, self.device):
+                moved = part.to(self.device, non_blocking=True)
+                out = predict(normalise(moved, self.mean, self.std))
+            parts.append({name: value.float().cpu() for name, value in out.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Predict,
+    batches: Iterable[Batch],
+    consumer: Consumer,
+    forward: Forward,
+    *,
+    world: World,
+    progress: Progress,
+) -> None:
+    """Runs `predict` on all views of this rank's `batches` and hands its outputs to `consumer`.
+
+    progress: counts the videos of all ranks; closed at the end.
+    """
+    predict = forward.prepare(predict)
+    for batch in batches:
+        for row, reason in batch["bad"]:
+            consumer.missing(row, reason)
+        if batch["clip"] is not None:
+            clips = batch["clip"]  # [B, V, C, T, S, S]
+            out = forward(predict, clips.flatten(0, 1))
+            joined = {name: value.unflatten(0, clips.shape[:2]) for name, value in out.items()}
+            consumer.update(batch, joined)
+        progress.advance(batch["requested"] * world.size)
+    progress.close()
+
+
+def predict_logits(model: nn.Module) -> Predict:
+    """-> logits [N, classes]"""
+    return lambda clips: {"logits": model(clips)}
+
+
+def predict_features(
+    model: nn.Module, stages: Sequence[int] = (), *, pool_maps: bool = False
+) -> Predict:
+    """-> the pooled vector [N, dim] and, of `stages` (1 to 4), maps [N, t, h, w, C] or means [N, C]"""
+
+    def predict(clips: Tensor) -> dict[str, Tensor]:
+        if not stages:
+            return {"features": model.features(clips)}
+        features, maps = model.features_and_maps(clips)
+        out = {"features": features}
+        for stage in stages:
+            map_of_stage = maps[stage - 1]
+            out[f"stage{stage}"] = (
+                map_of_stage.flatten(1, -2).mean(1) if pool_maps else map_of_stage
+            )
+        return out
+
+    return predict

@@ -1,0 +1,138 @@
+"""What an encoder is worth without training it: classifiers on features that stay as they are.
+
+Nearest neighbours: a video's class is voted by the K most similar labelled ones (cosine similarity,
+weighted by exp(similarity / T)), the way of Wu et al. 2018 and DINO. Linear: one layer on
+standardised features. Attentive: one query that attends to all tokens of a map, as V-JEPA has it.
+Both are trained at several rates in one pass.
+
+Legend: N labelled videos, M videos in question, dim channels, L tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.data.dataset import Batch
+from hiera_video.data.lists import VideoList
+from hiera_video.system.distributed import World
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+QUERIES = 1024  # videos whose similarities are held at a time
+
+
+def spread_rows(videos: VideoList, count: int) -> list[int]:
+    """At most `count` labelled rows, evenly over the list."""
+    labelled = np.flatnonzero(videos.labels >= 0)
+    if len(labelled) <= count:
+        return labelled.tolist()
+    return labelled[np.linspace(0, len(labelled) - 1, count).astype(int)].tolist()
+
+
+class FeatureBank:
+    """A consumer of evaluate(): the mean feature of every video."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Tensor] = {}
+
+    def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        for row, feature in zip(batch["index"].tolist(), out["features"].mean(1)):
+            self.rows[row] = feature
+
+    def missing(self, row: int, reason: str) -> None:
+        """Left out: a probe is a sample."""
+
+    def merged(self, world: World, videos: VideoList) -> tuple[Tensor, Tensor]:
+        """(features [N, dim], labels [N]) of all ranks, on rank 0, in list order; empty elsewhere."""
+        rows = dict(sorted((row, f) for part in world.gather(self.rows) for row, f in part.items()))
+        if not rows:
+            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+        return torch.stack(list(rows.values())), torch.tensor([videos.label(row) for row in rows])
+
+
+def nearest_neighbours(
+    train_features: Tensor, labels: Tensor, queries: Tensor, *, k: int = NEIGHBOURS
+) -> Tensor:
+    """What the neighbours of each query vote for: [M, classes].
+
+    train_features [N, dim], labels [N], queries [M, dim]
+    """
+    train_features = F.normalize(train_features, dim=1)
+    votes = torch.zeros(len(queries), int(labels.max()) + 1)
+    for some, votes_of_some in zip(queries.split(QUERIES), votes.split(QUERIES)):
+        similarity = F.normalize(some, dim=1) @ train_features.T  # [some, N]
+        near = similarity.topk(min(k, len(train_features)), dim=1)
+        votes_of_some.scatter_add_(1, labels[near.indices], (near.values / TEMPERATURE).exp())
+    return votes
+
+
+class LinearProbe(nn.Module):
+    """features [B, dim] -> logits: one layer on standardised features.
+
+    They are standardised by the training features, so that one rate fits every model.
+    """
+
+    def __init__(self, train_features: Tensor, num_classes: int):
+        super().__init__()
+        self.register_buffer("mean", train_features.mean(0))
+        self.register_buffer("std", train_features.std(0) + 1e-6)
+        self.layer = nn.Linear(train_features.shape[1], num_classes)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer((features - self.mean) / self.std)
+
+
+class AttentiveProbe(nn.Module):
+    """tokens [B, L, dim] -> logits: a learned query attends to the tokens, then a perceptron."""
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.before = nn.LayerNorm(dim)
+        self.between = nn.LayerNorm(dim)
+        self.after = nn.LayerNorm(dim)
+        heads = max((h for h in range(1, dim // 64 + 1) if dim % h == 0), default=1)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.perceptron = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.layer = nn.Linear(dim, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.before(tokens)
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled = self.query + self.attention(query, tokens, tokens)[0]  # [B, 1, dim]
+        pooled = pooled + self.perceptron(self.between(pooled))
+        return self.layer(self.after(pooled)[:, 0])
+
+
+def train_probes(
+    probes: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    take: Callable[[Tensor, torch.Generator], Tensor],
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Trains all probes on the same batches, each with a parameter group of its own.
+
+    The rates fall by a cosine to 0.
+
+    take: (rows, generator) -> their features; rows index `labels`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(labels) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=generator).split(batch_size):
+            features = take(rows, generator)
+            loss = sum(F.cross_entropy(probe(features), labels[rows]) for probe in probes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()

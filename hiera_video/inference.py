@@ -1,0 +1,259 @@
+"""From a weight file to a model with its classes and clip format; from a video to what it says.
+
+    model = load("runs/hiera_b_16x4")
+    model.predict("dog.mp4", top=5)              # names and scores
+    model.features("long.mp4", hop_s=0.5)        # vectors of windows over the whole video
+    model.timeline("long.mp4")                   # scores of windows over the whole video
+
+Legend: W windows, dim channels of a feature, N frames.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.decode.source import VideoSource
+from hiera_video.data.format import ClipFormat
+from hiera_video.data.lists import VideoList
+from hiera_video.data.sampling import ClipSampler
+from hiera_video.data.transforms import normalise
+from hiera_video.evaluation.loop import Forward, Predict, predict_features, predict_logits
+from hiera_video.evaluation.scores import class_name
+from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.weights import classes_of, load_weights, read_weights
+from hiera_video.models.zoo import create_model
+from hiera_video.system.distributed import PRECISIONS
+from hiera_video.system.errors import VideoError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class UnnamedModel(ValueError):
+    """A weight file does not say what model it belongs to, and nobody else does."""
+
+
+class Prediction(NamedTuple):
+    label: str  # name of the class, or its number where it has none
+    score: float  # probability
+    index: int  # number of the class
+
+
+class VideoFeatures(NamedTuple):
+    features: Tensor  # float32 [W, dim]
+    times: np.ndarray  # float64 [W, 2], seconds
+
+
+class VideoTimeline(NamedTuple):
+    scores: Tensor  # float32 [W, classes], probabilities
+    times: np.ndarray  # float64 [W, 2], seconds
+
+
+class VideoModel:
+    """A model that takes videos. `model(clip)` is the module itself, on a normalised clip.
+
+    module: any model of models/zoo.py. classes: one name a class, or none. encoder: what gives the
+    features, where that is not the module. A video that cannot be read raises VideoError; wrong
+    arguments raise ValueError.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        classes: Sequence[str] = (),
+        format: ClipFormat = ClipFormat(),
+        source: VideoSource | None = None,
+        encoder: nn.Module | None = None,
+        device: str = "auto",
+        precision: str = "float32",
+    ):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
+        place = torch.device(_device(device))
+        self.module = module.to(place).eval()
+        self.classes = list(classes)
+        self.format = format
+        # One view at a time: the memory of one.
+        self._forward = Forward(place, format.mean, format.std, precision, views_per_forward=1)
+        self._source = source or VideoSource(timeout_s=60.0)
+        self._encoder = self.module if encoder is None else encoder.to(place).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self._forward.device
+
+    def __call__(self, clip: Tensor) -> Any:
+        """clip: float [B, 3, T, S, S], normalised -> logits [B, classes]"""
+        return self.module(clip)
+
+    def predict(
+        self, video: str | Path, *, top: int = 5, clips: int = 5, crops: int = 3
+    ) -> list[Prediction]:
+        """The best classes of a video, by the mean over clips x crops views."""
+        if top < 1:
+            raise ValueError(f"top={top} must be > 0")
+        scores = self.scores(video, clips=clips, crops=crops)
+        best = scores.argsort(descending=True, stable=True)[:top].tolist()
+        return [Prediction(self.name_of(c), float(scores[c]), c) for c in best]
+
+    def scores(self, video: str | Path, *, clips: int = 5, crops: int = 3) -> Tensor:
+        """Softmax scores, averaged over the views: float32 [classes]."""
+        if clips < 1 or crops not in (1, 3):
+            raise ValueError(f"clips={clips} must be > 0, and crops={crops} 1 or 3")
+        sample = self._dataset(video, self.format.uniform(clips), crops)[Key(0, 0)]
+        if "clip" not in sample:
+            raise VideoError(sample["bad"][0][1])
+        return self._scores_of(sample["clip"]).mean(0)
+
+    def features(self, video: str | Path, *, hop_s: float | None = None) -> VideoFeatures:
+        """Vectors of windows over the whole video, end to end or every `hop_s` seconds.
+
+        Of a masked autoencoder, its encoder's.
+        """
+        predict = predict_features(self._encoder)
+        parts, times = self._over_windows(
+            video, hop_s, lambda clips: self._run(predict, clips)["features"]
+        )
+        return VideoFeatures(parts, times)
+
+    def timeline(self, video: str | Path, *, hop_s: float | None = None) -> VideoTimeline:
+        """Scores of windows over the whole video, end to end or every `hop_s` seconds."""
+        self._check_classifier()
+        return VideoTimeline(*self._over_windows(video, hop_s, self._scores_of))
+
+    def middle_clip(self, video: str | Path) -> Tensor:
+        """One normalised clip from the middle of the video: float [1, 3, T, S, S]."""
+        sample = self._dataset(video, self.format.uniform(1), crops=1)[Key(0, 0)]
+        if "clip" not in sample:
+            raise VideoError(sample["bad"][0][1])
+        return normalise(sample["clip"].to(self.device), self.format.mean, self.format.std)
+
+    def name_of(self, index: int) -> str:
+        return class_name(self.classes, index)
+
+    def open(self, video: str | Path) -> Any:
+        """The video's frames, in the process that can be killed (a context manager)."""
+        return self._source.open(str(Path(video).absolute()))
+
+    def close(self) -> None:
+        """Ends the decoding process; the next call starts another one."""
+        self._source.close()
+
+    def _check_classifier(self) -> None:
+        if isinstance(self.module, MaskedAutoencoder):
+            raise ValueError("a masked autoencoder knows no classes; fine-tune it first")
+
+    def _dataset(self, video: str | Path, sample: ClipSampler, crops: int) -> ClipDataset:
+        videos = VideoList([str(Path(video).absolute())], [-1])
+        return ClipDataset(
+            videos, sample=sample, transform=self.format.crops(crops), source=self._source
+        )
+
+    @torch.inference_mode()
+    def _run(self, predict: Predict, clips: Tensor) -> dict[str, Tensor]:
+        """clips: uint8 [N, 3, T, S, S] -> outputs [N, ..] on the host"""
+        return self._forward(predict, clips)
+
+    def _scores_of(self, clips: Tensor) -> Tensor:
+        """clips: uint8 [N, 3, T, S, S] -> float32 [N, classes]"""
+        self._check_classifier()
+        return self._run(predict_logits(self.module), clips)["logits"].softmax(-1)
+
+    def _over_windows(
+        self, video: str | Path, hop_s: float | None, work: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, np.ndarray]:
+        """(what `work` makes of all windows, times [W, 2])"""
+        if hop_s is not None and not hop_s > 0:
+            raise ValueError(f"hop_s={hop_s} must be > 0")
+        parts = []
+        times = []
+        for clips, times_of_clips in self._windows(video, hop_s):
+            parts.append(work(clips))
+            times.append(times_of_clips)
+        return torch.cat(parts), np.concatenate(times)
+
+    def _windows(
+        self, video: str | Path, hop_s: float | None
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Chunks of windows: (uint8 [n, 3, T, S, S], times [n, 2])."""
+        dataset = self._dataset(video, self.format.windows(hop_s), crops=1)
+        for batch in dataset.chunks(0, 0):
+            if batch["clip"] is None:
+                raise VideoError(batch["bad"][0][1])
+            yield batch["clip"][0], batch["times"][0]
+
+
+def load(
+    weights: str | Path,
+    *,
+    model: str | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    timeout_s: float = 60.0,
+) -> VideoModel:
+    """The model of a weight file, step folder or run folder.
+
+    model, classes: its name and its classes' names, where the file does not say them (published
+    files do not). device: auto, cpu or cuda. timeout_s: for decoding one video. Raises ValueError.
+    """
+    state, metadata = read_weights(weights)
+    stored = metadata.get("model", {})
+    name = model or stored.get("name")
+    if name is None:
+        raise UnnamedModel(f"{weights} does not say what model it belongs to; name it with model=")
+    arguments = dict(stored.get("arguments", {})) if name == stored.get("name") else {}
+    count = classes_of(state)
+    if count is not None:
+        arguments.setdefault("num_classes", count)
+    is_mae = "decoder_pos_embed" in state
+    if is_mae and not name.startswith("mae_"):
+        name = f"mae_{name}"
+    module = create_model(name, **arguments)
+    if len(getattr(module, "input_size", (1, 1, 1))) != 3:
+        raise ValueError(f"{name} takes images, not video")
+    load_weights(module, weights, strict=True)
+    names = list(metadata.get("classes", []) if classes is None else classes)
+    count = arguments.get("num_classes")
+    if names and count and len(names) != count:
+        raise ValueError(f"{len(names)} names, but the model has {count} classes")
+    return VideoModel(
+        module,
+        classes=names,
+        format=ClipFormat.from_metadata(metadata),
+        source=VideoSource(timeout_s=timeout_s),
+        encoder=_encoder_of(name, arguments, weights) if is_mae else None,
+        device=device,
+        precision=precision,
+    )
+
+
+def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:
+    """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
+    kept = {key: value for key, value in arguments.items() if not key.startswith("decoder_")}
+    encoder = create_model(name.removeprefix("mae_"), **{**kept, "num_classes": 1})
+    load_weights(encoder, weights, strict=False)
+    return encoder
+
+
+def spread_frames(source: VideoSource, path: str, count: int) -> np.ndarray:
+    """At most `count` frames, evenly over a video: uint8 [N, H, W, 3]. Raises VideoError."""
+    with source.open(path) as video:
+        last = video.info.num_frames - 1
+        inner = np.linspace(0, last, count + 2)[1:-1]  # neither the first nor the last one
+        return video.get(np.unique(inner.astype(int)))
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type not in DEVICES:
+        raise ValueError(f"device={device!r} must be one of {', '.join(DEVICES)}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no GPU here")
+    return device

@@ -1,0 +1,177 @@
+"""The constructor arguments of the Hiera family, once, under their official names and meanings.
+
+Sizes are (frames, height, width) for video and (height, width) for images. A geometry that does
+not come out even raises ValueError, which names the argument.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hiera_video.models.tokens import units_of
+
+
+@dataclass(frozen=True)
+class TrunkArgs:
+    """What the classifier and the masked autoencoder share; defaults are the image model's."""
+
+    input_size: Sequence[int] = (224, 224)  # pixels
+    in_chans: int = 3
+    embed_dim: int = 96  # channels of the first stage
+    num_heads: int = 1  # of the first stage
+    stages: Sequence[int] = (2, 3, 16, 3)  # blocks of each
+    q_pool: int = 3  # stages that begin with a pooling
+    q_stride: Sequence[int] = (2, 2)  # tokens pooled into one
+    mask_unit_size: Sequence[int] = (8, 8)  # tokens of a unit before any pooling
+    mask_unit_attn: Sequence[bool] = (True, True, False, False)  # inside a unit, or global
+    dim_mul: float = 2.0  # from stage to stage
+    head_mul: float = 2.0
+    patch_kernel: Sequence[int] = (7, 7)
+    patch_stride: Sequence[int] = (4, 4)
+    patch_padding: Sequence[int] = (3, 3)
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0  # of the last block; it grows linearly from 0
+    sep_pos_embed: bool = False  # position embeddings of space and of time, added
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        self._check_widths()
+        self._check_geometry()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each dimension, before any pooling."""
+        return tuple(n // s for n, s in zip(self.input_size, self.patch_stride))
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Mask units along each dimension."""
+        return units_of(self.grid, self.mask_unit_size)
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """Number of the last block of each stage."""
+        return [sum(self.stages[: i + 1]) - 1 for i in range(len(self.stages))]
+
+    def _check_widths(self) -> None:
+        if min(self.embed_dim, self.num_heads, self.in_chans, *self.stages) < 1:
+            raise ValueError(
+                f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
+                f"in_chans={self.in_chans}, stages={self.stages}: all > 0"
+            )
+
+    def _check_geometry(self) -> None:
+        ndim = len(self.input_size)
+        for name in ("q_stride", "mask_unit_size", "patch_stride"):
+            value = tuple(getattr(self, name))
+            if len(value) != ndim:
+                size = tuple(self.input_size)
+                raise ValueError(f"{name}={value} must have {ndim} numbers, like input_size={size}")
+        if len(self.mask_unit_attn) != len(self.stages):
+            raise ValueError(
+                f"mask_unit_attn={tuple(self.mask_unit_attn)} needs one entry a stage, "
+                f"stages={tuple(self.stages)}"
+            )
+        if not 0 <= self.q_pool < len(self.stages):
+            raise ValueError(
+                f"q_pool={self.q_pool} must be at least 0 and less than the number of stages, "
+                f"{len(self.stages)}"
+            )
+        if self.sep_pos_embed and ndim != 3:
+            raise ValueError(
+                "sep_pos_embed=True is for video: input_size must be (frames, height, width)"
+            )
+        for d, name in enumerate("thw"[-ndim:]):
+            self._check_dimension(d, name)
+
+    def _check_dimension(self, d: int, name: str) -> None:
+        pixels = self.input_size[d]
+        patch = self.patch_stride[d]
+        unit = self.mask_unit_size[d]
+        stride = self.q_stride[d]
+        if pixels <= 0 or pixels % (patch * unit):
+            raise ValueError(
+                f"input_size: {pixels} along {name} is not a multiple of a mask unit's "
+                f"{patch * unit} (patch_stride {patch} x mask_unit_size {unit})"
+            )
+        if unit % stride**self.q_pool:
+            raise ValueError(
+                f"mask_unit_size: {unit} along {name} cannot be pooled {self.q_pool} times "
+                f"by q_stride {stride}"
+            )
+
+
+@dataclass(frozen=True)
+class HieraArgs(TrunkArgs):
+    """Arguments of the classifier."""
+
+    num_classes: int = 1000
+    head_dropout: float = 0.0
+    head_init_scale: float = 0.001  # of the classifier's weights and biases at the start
+
+
+@dataclass(frozen=True)
+class MAEArgs(TrunkArgs):
+    """Arguments of the masked autoencoder: those of its encoder, and its decoder's.
+
+    The encoder pools twice, so that 4 tokens of a unit are left. `decoder_num_heads`: the released
+    code says 16, the paper's Table 11 says 8 for video; shapes do not tell.
+    """
+
+    num_classes: int = 0  # accepted for the official signature; there are no classes
+    q_pool: int = 2
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_embed_dim % self.decoder_num_heads:
+            raise ValueError(
+                f"decoder_num_heads={self.decoder_num_heads} must divide "
+                f"decoder_embed_dim={self.decoder_embed_dim}"
+            )
+
+
+@dataclass(frozen=True)
+class BlockArgs:
+    """One block of the encoder, as the arguments of the model determine it."""
+
+    dim: int
+    dim_out: int
+    heads: int
+    pool: int  # tokens pooled into one; 1 is none
+    local: bool  # attention inside a unit
+    drop_path_rate: float
+
+
+def block_arguments(args: TrunkArgs) -> list[BlockArgs]:
+    """The blocks of all stages, in order. Raises ValueError."""
+    depth = sum(args.stages)
+    dim = args.embed_dim
+    heads = args.num_heads
+    stage = 0
+    blocks = []
+    for i in range(depth):
+        # Taken before the stage changes: the switch to global attention lags one block behind it.
+        local = bool(args.mask_unit_attn[stage])
+        dim_out = dim
+        pool = 1
+        if i - 1 in args.stage_ends:
+            stage += 1
+            dim_out = int(dim * args.dim_mul)
+            heads = int(heads * args.head_mul)
+            pool = math.prod(args.q_stride) if stage <= args.q_pool else 1
+        if dim_out % heads:
+            raise ValueError(
+                f"num_heads: block {i} has {dim_out} channels, which {heads} heads do not divide"
+            )
+        # Plain numbers, also when the model is built on the device "meta".
+        rate = args.drop_path_rate * i / max(depth - 1, 1)
+        blocks.append(BlockArgs(dim, dim_out, heads, pool, local, rate))
+        dim = dim_out
+    return blocks

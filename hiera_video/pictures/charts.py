@@ -1,0 +1,182 @@
+"""Curves, bars and matrices for a report, as text that goes straight into HTML."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+Points = Sequence[tuple[float, float]]
+COLOURS = ("#2563eb", "#d97706", "#059669")
+# Pixels of a drawing and of its margins.
+WIDTH = 460
+HEIGHT = 210
+LEFT = 52
+RIGHT = 12
+TOP = 12
+BOTTOM = 26
+MOST_POINTS = 400  # of a line
+MARKED_POINTS = 60  # above which a line has no marks
+DARK = (8, 48, 107)  # of a matrix's largest value; 0 is white
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """From values to places in the drawing; on a log scale y is the logarithm of the value."""
+
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+
+    def x(self, value: float) -> float:
+        across = (value - self.low_x) / (self.high_x - self.low_x)
+        return LEFT + across * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        up = (value - self.low_y) / (self.high_y - self.low_y)
+        return HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+
+def curves(title: str, series: dict[str, Points], *, log_scale: bool = False) -> str:
+    """A line for each series over the training step; empty without points.
+
+    On a log scale values of 0 are left out.
+    """
+    drawn: dict[str, list[tuple[float, float]]] = {}  # on the scale of the drawing
+    latest: dict[str, float] = {}
+    for name, points in series.items():
+        good = [p for p in points if math.isfinite(p[1]) and (p[1] > 0 or not log_scale)]
+        if good:
+            thin = thinned(good)
+            latest[name] = thin[-1][1]
+            drawn[name] = [(x, math.log10(y) if log_scale else float(y)) for x, y in thin]
+    if not drawn:
+        return ""
+    xs = [x for points in drawn.values() for x, _ in points]
+    ys = [y for points in drawn.values() for _, y in points]
+    y_ticks = (log_ticks if log_scale else ticks)(min(ys), max(ys))
+    axes = _Axes(
+        low_x=min(xs),
+        high_x=max(max(xs), min(xs) + 1e-9),
+        low_y=min(*ys, y_ticks[0]),
+        high_y=max(*ys, y_ticks[-1]),
+    )
+    parts = _grid(axes, ticks(min(xs), max(xs)), y_ticks, log_scale)
+    key = ""
+    for (name, points), colour in zip(drawn.items(), COLOURS):
+        parts += _line(axes, name, points, colour, log_scale)
+        value = f"<b>{number(latest[name])}</b>"
+        key += f'<span class="key" style="--c:{colour}">{escape(name)} {value}</span>'
+    return (
+        f'<figure class="curve"><figcaption>{escape(title)} {key}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+def _grid(axes: _Axes, x_ticks: list[float], y_ticks: list[float], log_scale: bool) -> list[str]:
+    parts = []
+    for tick in y_ticks:
+        y = axes.y(tick)
+        text = number(10**tick if log_scale else tick)
+        ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
+        parts.append(f'<line class="grid" {ends}/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for tick in x_ticks:
+        if axes.low_x <= tick <= axes.high_x:
+            place = f'x="{axes.x(tick):.1f}" y="{HEIGHT - 8}"'
+            parts.append(f'<text {place} text-anchor="middle">{number(tick)}</text>')
+    return parts
+
+
+def _line(axes: _Axes, name: str, points: Points, colour: str, log_scale: bool) -> list[str]:
+    """The line and, where they are few, its points with their values."""
+    places = [(axes.x(x), axes.y(y)) for x, y in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    style = f'fill="none" stroke="{colour}" stroke-width="1.6"'
+    parts = [f'<polyline {style} points="{line}"/>']
+    if len(points) <= MARKED_POINTS:
+        for (x, y), (step, value) in zip(places, points):
+            shown = number(10**value if log_scale else value)
+            tip = f"<title>{escape(name)} {shown} at step {number(step)}</title>"
+            circle = f'cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"'
+            parts.append(f"<circle {circle}>{tip}</circle>")
+    return parts
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """(name, percent, remark) each."""
+    lines = []
+    for name, percent, remark in rows:
+        width = max(0.0, min(100.0, percent))
+        lines.append(
+            f'<div class="bar"><span class="name" title="{escape(name)}">{escape(name)}</span>'
+            f'<span class="track"><i style="width:{width:.1f}%"></i></span>'
+            f'<span class="value">{percent:.1f}</span>'
+            f'<span class="remark" title="{escape(remark)}">{escape(remark)}</span></div>'
+        )
+    return f'<div class="bars">{"".join(lines)}</div>'
+
+
+def matrix(shares: np.ndarray, *, alt: str, side: int = 480) -> str:
+    """Values from 0 to 1, [rows, columns], as a picture of squares."""
+    cell = max(1, side // max(shares.shape))
+    strength = np.sqrt(np.clip(shares, 0, 1))[..., None]  # small shares must be seen too
+    pixels = (255 + strength * (np.array(DARK) - 255)).round().astype(np.uint8)
+    image = Image.fromarray(pixels.repeat(cell, axis=0).repeat(cell, axis=1))
+    return picture(image, alt=alt, kind="PNG", css="matrix")
+
+
+def picture(image: Image.Image, *, alt: str, kind: str = "JPEG", css: str = "") -> str:
+    """An <img> that carries its own data."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img class="{css}" width="{image.width}" height="{image.height}" alt="{escape(alt)}" '
+        f'src="data:image/{kind.lower()};base64,{data}">'
+    )
+
+
+def thinned(points: Points) -> list[tuple[float, float]]:
+    """At most MOST_POINTS, each the mean of its neighbours."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    return [
+        tuple(part.mean(0)) for part in np.array_split(np.array(points, dtype=float), MOST_POINTS)
+    ]
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values around [low, high]."""
+    span = (high - low) or max(abs(high), 1.0) * 0.1
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    first = math.floor(low / step)
+    return [k * step for k in range(first, max(math.ceil(high / step), first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms of 1, 2 and 5 times powers of ten, or of the powers alone where those were too
+    many, around [low, high].
+    """
+    for parts in ((1, 2, 5), (1,)):
+        steps = range(math.floor(low), math.ceil(high) + 2)
+        every = [math.log10(m) + k for k in steps for m in parts]
+        first = max((k for k, t in enumerate(every) if t <= low), default=0)
+        last = next(k for k, t in enumerate(every) if t >= high and k > first)
+        if last - first < 7:
+            break
+    return every[first : last + 1]
+
+
+def number(value: float) -> str:
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2g}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,137 @@
+"""The stage "features": clip features of every video of a list."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from hiera_video import build
+from hiera_video.config import Config
+from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, write_manifest
+from hiera_video.evaluation.loop import evaluate, predict_features
+from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
+from hiera_video.models.weights import classes_of, read_weights
+from hiera_video.system.distributed import World
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import sha256_of, write_json
+from hiera_video.system.log import RunLog
+
+
+class Shard(NamedTuple):
+    """The rows number, number + count, number + 2 count, .. of a list that `count` jobs share."""
+
+    number: int
+    count: int
+
+    def folder(self, output: Path) -> Path:
+        """Of the job, in the output of all."""
+        return output / "shards" / f"{self.number}_of_{self.count}"
+
+
+WHOLE_LIST = Shard(0, 1)
+
+
+class FeaturesStage:
+    key = "features.videos"
+
+    def __init__(self, config: Config, world: World, folder: Path, *, shard: Shard = WHOLE_LIST):
+        self.config = config
+        self.world = world
+        self.folder = folder
+        self.shard = shard
+        stages = list(config.features.stages)
+        if stages and config.model.name in PYTORCHVIDEO_MODELS:
+            raise UserError(f"features.stages={stages}: only a Hiera has stages")
+        self.videos = build.build_videos(config, self.key)
+        self.lists = {self.key: self.videos}
+        if config.test.weights or "train" not in config.stages:
+            build.weights_to_use(config)  # a wrong path is told now
+
+    def run(self, log: RunLog) -> None:
+        config = self.config
+        world = self.world
+        weights = build.weights_to_use(config)
+        manifest = self._manifest(self.shard)
+        world.on_main(lambda: self._claim(weights))
+        if world.on_main(manifest.exists):
+            log.say(f"features: done already, {manifest}")
+            return
+        model = self._model(weights, log).to(world.device).eval()
+        options = config.features
+        files = FeatureFiles(self.folder, self.videos, dtype=options.dtype, average=options.average)
+        rows = list(range(self.shard.number, len(self.videos), self.shard.count))
+        world.on_main(files.clear_leftovers)
+        left = world.on_main(lambda: [row for row in rows if not files.is_done(row)])
+        if len(left) < len(rows):
+            log.say(f"features: {len(rows) - len(left)} of {len(rows)} videos are done already")
+        evaluate(
+            predict_features(model, options.stages, pool_maps=options.pool_maps),
+            build.features_loader(config, self.videos, left, files.clips_done, world=world),
+            files,
+            build.forward(config, world),
+            world=world,
+            progress=log.progress(len(left), what="features", unit="videos"),
+        )
+        files.write_manifest(world, rows, manifest)
+        world.on_main(lambda: self._finish(manifest, log))
+
+    def _claim(self, weights: Path) -> None:
+        """Raises UserError where the folder's features are of something else.
+
+        Jobs that share the list share the folder.
+        """
+        made_of = {
+            "weights": sha256_of(weights),
+            "rows of the list": self.videos.sha256(),
+            "shards": self.shard.count,
+        }
+        stored = self.folder / "made_of.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = json.loads(stored.read_text()) if stored.exists() else made_of
+        other = [what for what in made_of if before[what] != made_of[what]]
+        if other:
+            raise UserError(
+                f"{self.folder} holds features of other {other[0]}; "
+                "remove it, or choose another folder"
+            )
+        write_json(stored, made_of, shared=True)
+
+    def _finish(self, manifest: Path, log: RunLog) -> None:
+        """Says what came of it; the last of several jobs puts their manifests together."""
+        lines = read_manifest(manifest.parent)
+        failed = [line for line in lines if line["status"] != "ok"]
+        for line in failed:
+            log.say(f"no features: {line['path']}: {line['status']}")
+        good = len(lines) - len(failed)
+        log.say(f"features of {good} of {len(lines)} videos: {manifest}")
+        count = self.shard.count
+        of_jobs = [self._manifest(Shard(k, count)) for k in range(count)]
+        if count > 1 and all(file.exists() for file in of_jobs):
+            rows_of_jobs = [read_manifest(file.parent) for file in of_jobs]
+            joined = []
+            for row in range(len(self.videos)):
+                joined.append(list(rows_of_jobs[row % count][row // count].values()))
+            write_manifest(self.folder / "manifest.csv", joined)
+            log.say(f"all {count} shards are done: {self.folder / 'manifest.csv'}")
+        with contextlib.suppress(OSError):  # where other jobs still have parts
+            (self.folder / PARTS).rmdir()
+
+    def _manifest(self, shard: Shard) -> Path:
+        folder = self.folder if shard == WHOLE_LIST else shard.folder(self.folder)
+        return folder / "manifest.csv"
+
+    def _model(self, weights: Path, log: RunLog) -> nn.Module:
+        """The classifier that the weights belong to; of a masked autoencoder, its encoder."""
+        config = self.config
+        if config.task == "pretrain":
+            model = build.build_encoder(config)
+        else:
+            count = config.model.num_classes or classes_of(read_weights(weights)[0])
+            if count is None:  # PyTorchVideo's heads differ
+                names = build.class_names(config, self.videos)
+                count = build.number_of_classes(config, names)
+            model = build.build_model(build.model_spec(config, count), seed=config.seed)
+        log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
+        return model

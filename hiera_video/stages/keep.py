@@ -1,0 +1,92 @@
+"""What a training run leaves on the disk: its checkpoints, the best one, and the state it died in."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from hiera_video.config import TrainConfig
+from hiera_video.data.lists import VideoList
+from hiera_video.system.distributed import World, full_tensor
+from hiera_video.system.errors import RunStopped
+from hiera_video.training.checkpoint import (
+    Snapshot,
+    TrainState,
+    point,
+    save_checkpoint,
+    write_state,
+)
+from hiera_video.training.plan import Plan
+
+NAMED = 8  # videos named in a message
+
+
+class Keeper:
+    """Writes the state of one run. All ranks call its methods together."""
+
+    def __init__(
+        self,
+        output: Path,
+        state: TrainState,
+        *,
+        metadata: dict[str, Any],
+        config: TrainConfig,
+        plan: Plan,
+        world: World,
+        best: float,
+    ):
+        self._output = output
+        self._state = state
+        self._metadata = metadata
+        self._config = config
+        self._plan = plan
+        self._world = world
+        self._best = best  # top-1 in validation so far
+        self._best_step = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint would hold now, put together, on all ranks."""
+        kept = self._state.weights_to_keep()
+        return {name: full_tensor(tensor.detach()) for name, tensor in kept.items()}
+
+    def note_validation(self, step: int, top1: float) -> None:
+        if top1 > self._best:
+            self._best = top1
+            self._best_step = step
+
+    def save(self, step: int) -> None:
+        """Raises RunStopped where the disk does not take it."""
+        snapshot = self._snapshot(step)
+
+        def write() -> None:
+            folder = self._output / "checkpoints"
+            keep = self._config.keep
+            save_checkpoint(folder, snapshot, keep=keep, keep_steps=self._plan.keep_steps)
+            if self._best_step == step:
+                point(folder, "best", f"step_{step:09d}")
+
+        self._world.on_main(write)
+
+    def stop(self, step: int, reason: str, rows: list[int], videos: VideoList) -> NoReturn:
+        """Keeps the state apart from the checkpoints, with the names of the rows' videos."""
+        folder = self._output / "stopped" / f"step_{step:09d}"
+        of_ranks = self._world.gather_all(rows)
+        names = [videos.written(row) for rows_of_rank in of_ranks for row in rows_of_rank]
+        snapshot = self._snapshot(step)
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_state(folder, snapshot)
+            text = "".join(f"{name}\n" for name in names)
+            (folder / "videos.txt").write_text(text, errors="surrogateescape")
+
+        self._world.on_main(write)
+        shown = ", ".join(names[:NAMED])
+        if len(names) > NAMED:
+            shown += f" and {len(names) - NAMED} more"
+        raise RunStopped(
+            f"{reason}; none of it reached the weights; videos: {shown}; the state is in {folder}"
+        )
+
+    def _snapshot(self, step: int) -> Snapshot:
+        return Snapshot.take(step, self._state, metadata=self._metadata, world=self._world)

@@ -1,0 +1,207 @@
+"""The stage "train": what a training run needs, taken up at its newest checkpoint."""
+
+from pathlib import Path
+from typing import NoReturn
+
+from hiera_video import build
+from hiera_video.config import Config
+from hiera_video.data.lists import VideoList, check_labels
+from hiera_video.models.weights import LoadReport, load_weights
+from hiera_video.stages.keep import Keeper
+from hiera_video.stages.watch import Probe, Validation
+from hiera_video.system.distributed import World
+from hiera_video.system.errors import UserError
+from hiera_video.system.log import RunLog
+from hiera_video.system.signals import StopSignals
+from hiera_video.training.checkpoint import (
+    TrainState,
+    checkpoint_step,
+    newest,
+    newest_whole,
+    point,
+    restore,
+)
+from hiera_video.training.interval import BadVideos
+from hiera_video.training.loop import TrainRun, train
+from hiera_video.training.optim import Ema, make_optimizer
+from hiera_video.training.plan import Plan
+
+
+class TrainStage:
+    key = "data.train"
+
+    def __init__(self, config: Config, world: World):
+        """Reads the lists and builds the model. Raises UserError."""
+        self.config = config
+        self.world = world
+        self.videos = build.build_videos(config, self.key)
+        self.classes = build.build_classes(config, self.videos)
+        self.plan = Plan.make(config.train, config.optim, len(self.videos))
+        self.lists = {self.key: self.videos}
+        if self.plan.val_steps:
+            self.lists["data.val"] = build.build_videos(config, "data.val")
+        if self.classes.count is not None:
+            for key, videos in self.lists.items():
+                check_labels(videos, self.classes.count, key=key)
+        self.spec = build.model_spec(config, self.classes.count)
+        self.model = build.build_model(self.spec, seed=config.seed)
+        self.checkpoints = Path(config.output) / "checkpoints"
+        self.init_report = self._load_initial_weights()
+        build.choose_execution(config, self.model)
+        self.task = build.build_task(config, self.model, self.classes.count)
+        try:
+            # For its errors; run() makes the one that is used, when the parameters are in place.
+            make_optimizer(self.model, config.optim)
+        except ValueError as e:
+            raise UserError(str(e)) from e
+
+    def run(self, log: RunLog) -> None:
+        """Raises RunStopped, Interrupted."""
+        world = self.world
+        checkpoint = world.on_main(lambda: newest_whole(self.checkpoints, log.say))
+        first_step = checkpoint_step(checkpoint)
+        if checkpoint is not None and world.is_main:
+            # A kill may have come between the folder and the link.
+            point(self.checkpoints, "latest", checkpoint.name)
+        if first_step >= self.plan.steps:
+            log.say(f"train: done already, {self.plan.steps} steps")
+            return
+        run = self._assemble(checkpoint, log)
+        log.cut_metrics(first_step)
+        keeper = self._keeper(run, log)
+        for line in self._opening_lines():
+            log.say(line)
+        with StopSignals() as signals:
+            train(
+                run,
+                build.train_batches(
+                    self.config,
+                    self.videos,
+                    steps=self.plan.steps,
+                    first_step=first_step,
+                    world=world,
+                ),
+                StageHooks(keeper, self._watch(log), self.videos, signals),
+                log=log,
+                bad_videos=BadVideos(
+                    self.videos.written,
+                    num_videos=len(self.videos),
+                    max_fraction=self.config.data.max_bad_fraction,
+                    log=log,
+                ),
+                first_step=first_step,
+            )
+
+    def describe_learning_rate(self) -> str:
+        optim = self.config.optim
+        batch = self.config.train.batch_size
+        if batch == optim.reference_batch or not optim.reference_batch:
+            return f"learning rate {optim.lr:.3g} for a batch of {batch} videos"
+        return (
+            f"WARNING: train.batch_size={batch} is not the recipe's {optim.reference_batch}: "
+            f"learning rate {optim.lr:.3g} x {self.plan.lr_scale:.4g} = "
+            f"{optim.lr * self.plan.lr_scale:.3g}"
+        )
+
+    def _load_initial_weights(self) -> LoadReport | None:
+        """None where there are none, or where the run goes on at a checkpoint."""
+        weights = self.config.init.weights
+        if not weights or newest(self.checkpoints) is not None:
+            return None
+        try:
+            return load_weights(self.model, weights, strict=False)
+        except ValueError as e:
+            raise UserError(f"init.weights: {e}") from e
+
+    def _assemble(self, checkpoint: Path | None, log: RunLog) -> TrainRun:
+        """The run in the state of the checkpoint, or at its beginning."""
+        config = self.config
+        if checkpoint is not None:
+            build.load_for_use(self.model, checkpoint, key="cannot resume")
+        task = self.task.to(self.world.device)
+        units = build.sharded_units(self.model)
+        wrapped = self.world.wrap(task, config.train.parallel, units)
+        optimizer = make_optimizer(self.model, config.optim)
+        ema = Ema(self.model, config.train.ema) if config.train.ema else None
+        if checkpoint is not None:
+            restore(checkpoint, TrainState(self.model, optimizer, ema))
+            step = checkpoint_step(checkpoint)
+            log.say(f"continuing after step {step} of {self.plan.steps}, from {checkpoint}")
+        return TrainRun(
+            task=task,
+            wrapped=wrapped,
+            optimizer=optimizer,
+            ema=ema,
+            plan=self.plan,
+            config=config.train,
+            optim=config.optim,
+            world=self.world,
+            seed=config.seed,
+        )
+
+    def _keeper(self, run: TrainRun, log: RunLog) -> Keeper:
+        return Keeper(
+            Path(self.config.output),
+            TrainState(self.model, run.optimizer, run.ema),
+            metadata=build.build_metadata(self.config, self.spec, self.classes.names),
+            config=self.config.train,
+            plan=self.plan,
+            world=self.world,
+            best=log.best_validation(),
+        )
+
+    def _watch(self, log: RunLog) -> Validation | Probe | None:
+        if "data.val" not in self.lists:
+            return None
+        val_videos = self.lists["data.val"]
+        if self.config.task == "pretrain":
+            return Probe(self.config, self.spec, self.videos, val_videos, self.world, log)
+        return Validation(self.config, self.spec, val_videos, self.world, log)
+
+    def _opening_lines(self) -> list[str]:
+        config = self.config
+        lines = [] if self.init_report is None else [str(self.init_report)]
+        if config.task == "classify" and config.data.classes and not self.classes.names:
+            lines.append(
+                f"{config.data.classes} names another number of classes than the model has: "
+                "names are left out"
+            )
+        lines.append(
+            f"train: {len(self.videos)} videos, {self.plan.steps} steps of "
+            f"{config.train.batch_size} videos x {config.train.repeats} clips; "
+            f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
+        )
+        lines.append(self.describe_learning_rate())
+        return lines
+
+
+class StageHooks:
+    """What the training loop calls."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        watch: Validation | Probe | None,
+        videos: VideoList,
+        signals: StopSignals,
+    ):
+        self._keeper = keeper
+        self._watch = watch
+        self._videos = videos
+        self._signals = signals
+
+    def stop_requested(self) -> str:
+        return self._signals.name
+
+    def look(self, step: int) -> None:
+        if self._watch is None:
+            return
+        top1 = self._watch.look(step, self._keeper.weights())
+        if top1 is not None:
+            self._keeper.note_validation(step, top1)
+
+    def save(self, step: int) -> None:
+        self._keeper.save(step)
+
+    def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
+        self._keeper.stop(step, reason, rows, self._videos)

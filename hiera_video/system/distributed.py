@@ -1,0 +1,180 @@
+"""Ranks and devices: the only file that imports torch.distributed.
+
+A world of one takes the same path as many ranks and needs no process group.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hiera_video.system.errors import RunStopped, UserError
+
+T = TypeVar("T")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+# One rank may have hours of work left while the others wait for it.
+LONGEST_WORK = timedelta(days=7)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a model runs at `precision`, float32 or bfloat16."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, seen from one of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    # For Python objects; unlike the group of a step's tensors it waits as long as it takes.
+    process_group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module, parallel: str, units: Iterable[nn.Module]) -> nn.Module:
+        """Returns `module` for training on several ranks: gradients are averaged over them.
+
+        parallel: with `ddp` every rank holds the whole model. With `fsdp` every rank holds its
+        share of parameters, gradients and optimizer state; each of `units` is put together while
+        it computes, and the module's parameters are new objects.
+        """
+        if self.size == 1:
+            return module
+        if parallel == "ddp":
+            # No device_ids: the loop has moved the batch already.
+            return nn.parallel.DistributedDataParallel(module)
+        # Imported here, because it takes long.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for unit in units:
+            fully_shard(unit, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
+
+    @contextmanager
+    def gradients_shared(self, module: nn.Module, *, last: bool) -> Iterator[None]:
+        """Averages gradients over the ranks in the last backward pass of a step only."""
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+            module.set_requires_gradient_sync(last)
+            yield
+        elif self.size == 1 or last:
+            yield
+        else:
+            with module.no_sync():
+                yield
+
+    def gather(self, value: Any) -> list[Any]:
+        """The (picklable) value of every rank, in rank order, on rank 0; elsewhere an empty list."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, group=self.process_group)
+        return values or []
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, group=self.process_group)
+        return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on all ranks.
+
+        A UserError or RunStopped of rank 0 is raised on all ranks.
+        """
+        result = None
+        error = None
+        if self.is_main:
+            try:
+                result = work()
+            except (UserError, RunStopped) as e:
+                error = e
+        result, error = self.share((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.process_group)
+        return values
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.process_group)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the shards of all ranks put together; then all ranks must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor has it
+
+
+def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A full tensor, the same on all ranks, on the device of `other`, and sharded if `other` is."""
+    tensor = tensor.to(other.device)
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # imported here, because it takes long
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
+
+
+@contextmanager
+def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World]:
+    """One rank of a `torchrun`, as its environment says, or a world of one; never fewer ranks.
+
+    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start, and in a
+    training step. Raises UserError.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU here; set device=cpu or device=auto")
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    backend = "nccl" if device == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=wait_s))
+    except (dist.DistError, RuntimeError, ValueError) as e:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {rank} of {size} could not join the others at {where} within {wait_s:g} s: "
+            f"{str(e).splitlines()[0]}; "
+            "check that all ranks started and reach that address (join_timeout_s)"
+        ) from e
+    try:
+        # Ranks that die are noticed at once all the same, by their closed connections.
+        yield World(rank, size, place, dist.new_group(backend="gloo", timeout=LONGEST_WORK))
+    finally:
+        dist.destroy_process_group()

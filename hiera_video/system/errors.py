@@ -1,0 +1,35 @@
+"""The ways in which work ends early without being a defect, and how a command line reports them."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """The user's input is wrong: one line that says what, where and what to do. Exit status 2."""
+
+
+class RunStopped(RuntimeError):
+    """The run stopped itself at a stated limit, such as the share of bad files. Exit status 3."""
+
+
+class Interrupted(RunStopped):
+    """A signal asked the run to stop, and it saved its state first. The same command continues."""
+
+
+class VideoError(Exception):
+    """A file that cannot be read, or a frame of it that cannot be decoded. One line."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs the `main` of a command and exits.
+
+    Status 0: done. 2: wrong input. 3: stopped at a limit. The last two print one line on stderr.
+    """
+    try:
+        main()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except RunStopped as e:
+        print(f"stopped: {e}", file=sys.stderr)
+        sys.exit(3)

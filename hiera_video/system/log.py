@@ -1,0 +1,154 @@
+"""What a run says: `log.txt`, `metrics.jsonl`, TensorBoard, and a progress bar where a person is
+watching.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hiera_video.system.files import written_whole
+from hiera_video.system.lock import FolderLock
+
+LOGGER = logging.getLogger("hiera_video")
+
+
+class RunLog:
+    """Open on rank 0 only; on other ranks (`folder` None) every call is a no-op, so that callers
+    need not ask.
+    """
+
+    def __init__(self, folder: Path | None, *, lock: FolderLock | None = None):
+        self.folder = folder
+        self._lock = lock
+        self._board = None
+        if folder is None:
+            return
+        file = logging.FileHandler(folder / "log.txt", errors="surrogateescape")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        console = logging.StreamHandler(_TqdmStream())
+        console.setFormatter(logging.Formatter("%(message)s"))
+        LOGGER.handlers = [file, console]
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
+
+    def say(self, message: str) -> None:
+        if self.folder is not None:
+            LOGGER.info(message)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and its numbers to TensorBoard under `<split>/<name>`."""
+        if self.folder is None:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(row) + "\n")
+        if self._board is None:
+            # here, because importing it takes seconds
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tb"), purge_step=row["step"])
+        for name, value in row.items():
+            if name not in ("split", "step") and isinstance(value, (int, float)):
+                self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines after `step`: a resumed run takes those steps again, and each stands
+        once.
+        """
+        file = self.folder / "metrics.jsonl" if self.folder is not None else None
+        if file is None or not file.exists():
+            return
+        kept = [line for line, row in read_metrics(file) if row["step"] <= step]
+        with written_whole(file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def best_validation(self) -> float:
+        """The highest top-1 so far, in percent; -1 if there is none."""
+        file = self.folder / "metrics.jsonl" if self.folder is not None else None
+        if file is None or not file.exists():
+            return -1.0
+        return max(
+            (row["top1"] or 0.0 for _, row in read_metrics(file) if row["split"] == "val"),
+            default=-1.0,
+        )
+
+    def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
+        return Progress(total, what=what, unit=unit, done=done, log=self)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        for handler in LOGGER.handlers if self.folder is not None else []:
+            handler.close()
+        LOGGER.handlers = []
+        if self._lock is not None:
+            self._lock.close()
+
+
+def read_metrics(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of a metrics.jsonl, without the line that a run was killed in, or is just
+    writing.
+    """
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every `every_s` seconds, with the time that is
+    left.
+    """
+
+    def __init__(
+        self, total: int, *, what: str, unit: str, done: int, log: RunLog, every_s: float = 30.0
+    ):
+        self.total = total
+        self.what = what
+        self.unit = unit
+        self.done = done
+        self.log = log
+        self.every_s = every_s
+        on_terminal = log.folder is not None and sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
+            if on_terminal
+            else None
+        )
+        self._first = done
+        self._start = time.monotonic()
+        self._last_line = self._start
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line > self.every_s:
+            self._last_line = time.monotonic()
+            self.log.say(f"{self.what}: {self.done} of {self.total} {self.unit}, {self.eta()} left")
+
+    def eta(self) -> str:
+        elapsed = time.monotonic() - self._start
+        rate = (self.done - self._first) / elapsed if elapsed > 0 else 0
+        return tqdm.format_interval((self.total - self.done) / rate) if rate > 0 else "?"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _TqdmStream:
+    """Log lines above the bar instead of through it."""
+
+    def write(self, text: str) -> None:
+        said = sys.stdout.encoding or "utf-8"
+        text = text.encode(said, "backslashreplace").decode(said)  # file names may be anything
+        tqdm.write(text, file=sys.stdout, end="")
+
+    def flush(self) -> None:
+        sys.stdout.flush()

@@ -1,0 +1,41 @@
+"""Memory in use, GiB: of a device's allocator, or of this process where the device is the CPU."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most since the process began, or since `reset_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = _resident_gib("VmHWM")
+    if peak is not None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def reset_peak(device: torch.device) -> float:
+    """Forgets the peak so far; returns what is in use now. On a CPU on Linux only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**30
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _resident_gib("VmRSS") or 0.0
+
+
+def _resident_gib(field: str) -> float | None:
+    """VmRSS: now. VmHWM: the peak of this process. None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 2**20
+    return None

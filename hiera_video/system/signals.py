@@ -1,0 +1,53 @@
+"""Requests to stop that come as signals: noted at once, answered by the training loop at a step's
+end.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# what schedulers send before they take a machine away
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopSignals:
+    """Inside the `with`, a stop signal is only noted, in `name`. Elsewhere than in the main thread
+    it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.name = signal.Signals(number).name
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Processes that are started inside are deaf to stop signals from their first moment; here they
+    are held until the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """For helper processes: a scheduler signals every process of a job, and the run still needs
+    them for its last step.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,230 @@
+"""Checkpoints of a run: `checkpoints/step_XXXXXXXXX/`, and `checkpoints/latest`, a link to one.
+
+A step folder holds model.safetensors, train_state.pt and checksums.json. It is written under a
+temporary name, flushed to the disk and renamed, so that it is always whole. Should the disk have
+lost part of it all the same, its checksums tell, and the one before is taken.
+
+model.safetensors holds the weights to use. Where an average of them is kept, that is the average,
+and the weights themselves are in the training state: a flat dict of tensors and numbers under fixed
+names, so that equal states give equal bytes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hiera_video.models.weights import metadata_entry
+from hiera_video.system.distributed import World, full_tensor, placed_like
+from hiera_video.system.errors import RunStopped, UserError
+from hiera_video.system.files import sha256_of
+from hiera_video.training.optim import Ema
+
+TEMPORARY = ".writing_"
+FILES = ("model.safetensors", "train_state.pt")
+CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What changes while a model is trained."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None  # the average of the model's weights, where one is kept
+
+    def weights_to_keep(self) -> dict[str, Tensor]:
+        """The model's state, with the average in the place of its parameters; maybe in shards."""
+        return self.model.state_dict() | ({} if self.ema is None else self.ema.average)
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """("optimizer.<parameter>.<what>", tensor), in the order of the model's parameters."""
+        for name, parameter in self.model.named_parameters():
+            for what, value in sorted(self.optimizer.state.get(parameter, {}).items()):
+                yield f"optimizer.{name}.{what}", value
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint holds, on the host of rank 0; on other ranks it has no tensors.
+
+    It is to be written before training goes on.
+    """
+
+    step: int
+    weights: dict[str, Tensor]  # to use
+    state: dict[str, Any]  # to go on training
+    metadata: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls, step: int, state: TrainState, *, metadata: dict[str, Any], world: World
+    ) -> "Snapshot":
+        """All ranks take it together."""
+
+        def on_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            held = {}
+            for name, tensor in tensors:
+                tensor = full_tensor(tensor.detach())
+                if world.is_main:
+                    held[name] = tensor.cpu().contiguous()
+            return held
+
+        content = {"step": step, **on_host(state.optimizer_state())}
+        if state.ema is not None:
+            content |= on_host((f"weights.{n}", p) for n, p in state.model.named_parameters())
+        return cls(step, on_host(state.weights_to_keep().items()), content, metadata)
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: int = 0) -> Path:
+    """Writes the checkpoint of `step`, makes it `latest` and removes older ones.
+
+    The newest `keep` stay, those of every `keep_steps` steps, and the one that `best` points to.
+    Raises RunStopped where the disk does not take it; the checkpoints before are then as they were.
+    """
+    step = snapshot.step
+    final = folder / f"step_{step:09d}"
+    temporary = folder / f"{TEMPORARY}step_{step:09d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{TEMPORARY}*"):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        temporary.mkdir()
+        write_state(temporary, snapshot)
+        if final.exists():  # a damaged one of this step
+            shutil.rmtree(final)
+        temporary.rename(final)
+        point(folder, "latest", final.name)
+    # torch and safetensors have errors of their own for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        before = newest(folder)
+        left = f"{before.name} is the newest whole one" if before else "there is none before it"
+        raise RunStopped(
+            f"cannot write the checkpoint of step {step} to {folder}: {e}; {left}"
+        ) from e
+    _remove_old(folder, keep, keep_steps)
+    return final
+
+
+def _remove_old(folder: Path, keep: int, keep_steps: int) -> None:
+    best = (folder / "best").resolve().name
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        stays = keep_steps and checkpoint_step(old) % keep_steps == 0
+        if old.name != best and not stays:
+            shutil.rmtree(old)
+
+
+def write_state(folder: Path, snapshot: Snapshot) -> None:
+    """The files of a checkpoint, flushed to the disk."""
+    save_weights(folder / "model.safetensors", snapshot.weights, snapshot.metadata)
+    torch.save(snapshot.state, folder / "train_state.pt")
+    sums = {name: sha256_of(folder / name) for name in FILES}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+    for file in (*(folder / name for name in FILES), folder / CHECKSUMS, folder):
+        _flush(file)
+
+
+def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file that says what model it is of."""
+    save_file(
+        {name: t.contiguous().cpu() for name, t in weights.items()},
+        file,
+        metadata=metadata_entry(metadata),
+    )
+
+
+def point(folder: Path, link_name: str, step_name: str) -> None:
+    """Makes `folder/link_name` a relative link to a step folder; there is no moment without one."""
+    link = folder / f"{TEMPORARY}{link_name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(step_name)
+    link.rename(folder / link_name)
+    _flush(folder)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest step folder, or None."""
+    steps = sorted(folder.glob("step_*"))
+    return steps[-1] if steps else None
+
+
+def newest_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest step folder whose files are undamaged, or None where there is no step folder.
+
+    Raises UserError if all are damaged: starting afresh is for the user to decide.
+    """
+    steps = sorted(folder.glob("step_*"), reverse=True)
+    for checkpoint in steps:
+        wrong = what_is_damaged(checkpoint)
+        if not wrong:
+            return checkpoint
+        say(f"CHECKPOINT DAMAGED: {checkpoint}: {wrong}; going back to the one before")
+    if steps:
+        raise UserError(
+            f"every checkpoint in {folder} is damaged; remove that folder to start afresh"
+        )
+    return None
+
+
+def what_is_damaged(checkpoint: Path) -> str:
+    """What is wrong with the files of a step folder; empty if they are whole."""
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS).read_text())
+        for name in FILES:
+            if sha256_of(checkpoint / name) != sums[name]:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError) as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
+
+
+def restore(checkpoint: Path, state: TrainState) -> None:
+    """Brings the optimizer's state back, and the average of the weights.
+
+    The model was loaded from the checkpoint before. Where an average is kept it holds that; then
+    the weights themselves are brought back, too.
+    """
+    stored = torch.load(checkpoint / "train_state.pt", map_location="cpu", weights_only=True)
+    if state.ema is not None:
+        with torch.no_grad():
+            for name, parameter in state.model.named_parameters():
+                state.ema.average[name].copy_(parameter)
+                parameter.copy_(placed_like(stored[f"weights.{name}"], parameter))
+    for name, parameter in state.model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {key.removeprefix(prefix): stored[key] for key in stored if key.startswith(prefix)}
+        if found:
+            state.optimizer.state[parameter] = {
+                what: _placed_with(value, parameter) for what, value in found.items()
+            }
+
+
+def _placed_with(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A tensor of the optimizer's state beside its parameter."""
+    if value.shape == parameter.shape:
+        return placed_like(value, parameter)
+    return value.to(parameter.device)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

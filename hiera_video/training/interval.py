@@ -1,0 +1,148 @@
+"""What happens between two lines of the log, and what all ranks settle there.
+
+The loop waits for the device only once in an interval; here the ranks agree on what they have seen
+since: the loss, gradients that were not finite, videos that could not be read, a request to stop.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hiera_video.data.dataset import Batch
+from hiera_video.system.distributed import World
+from hiera_video.system.errors import RunStopped
+from hiera_video.system.log import RunLog
+from hiera_video.system.memory import peak_gib
+from hiera_video.training.plan import Plan
+
+WAITS_LONG = 0.05  # share of the time spent waiting for data, above which the log says what to do
+
+
+class Settled(NamedTuple):
+    """An interval, on all ranks alike."""
+
+    loss: float  # mean over the interval and the ranks
+    grad_norm: float  # of the last step, before clipping
+    skipped: list[int]  # steps of the interval, from 0, whose gradients were not finite
+    stop: bool  # some rank is asked to stop
+    bad: bool  # some rank met a video that cannot be read
+
+
+class Interval:
+    """Collects the steps since the last line of the log, on this rank."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []  # of the gradients, before clipping
+        self.rows: list[list[int]] = []  # of the list, step by step
+        self.clips = 0
+        self.waited_s = 0.0  # for data
+        self.since = time.monotonic()
+
+    def add(self, loss: Tensor, norm: Tensor, batch: Batch) -> None:
+        self.losses.append(loss.detach())
+        self.norms.append(norm.detach())
+        self.rows.append(batch["row"].tolist())
+        self.clips += batch["clip"].shape[0] * batch["clip"].shape[1]
+
+    def settle(self, world: World, *, stop: bool, bad: bool) -> Settled:
+        """On all ranks together; the one place that waits for the device.
+
+        The gradients' norm is the same on all ranks; the rest is averaged over them.
+        """
+        finite = torch.isfinite(torch.stack(self.norms)).float()
+        loss = torch.stack(self.losses).mean()[None].float()
+        norm = self.norms[-1][None].float()
+        flags = torch.tensor([float(stop), float(bad)], device=finite.device)
+        seen = world.mean(torch.cat([loss, norm, finite, flags])).tolist()
+        skipped = [k for k, share in enumerate(seen[2:-2]) if share < 1]
+        return Settled(seen[0], seen[1], skipped, seen[-2] > 0, seen[-1] > 0)
+
+    def rows_of(self, steps: list[int]) -> list[int]:
+        """Rows of the list that this rank saw in those steps of the interval."""
+        return [row for k in steps for row in self.rows[k]]
+
+
+class IntervalLog:
+    """Writes an interval to metrics.jsonl and to the log."""
+
+    def __init__(self, log: RunLog, plan: Plan, world: World, *, log_every: int):
+        self._log = log
+        self._plan = plan
+        self._world = world
+        self._log_every = log_every
+        self._said_waiting = False
+
+    def write(
+        self, step: int, settled: Settled, interval: Interval, *, lr: float, left: str
+    ) -> None:
+        """left: the time until the end of the run, in words."""
+        elapsed = time.monotonic() - interval.since
+        speed = interval.clips * self._world.size / elapsed
+        waiting = interval.waited_s / elapsed
+        epoch = self._plan.epoch(step)
+        self._log.metrics(
+            {
+                "split": "train",
+                "step": step,
+                "epoch": epoch,
+                "loss": settled.loss,
+                "lr": lr,
+                "grad_norm": settled.grad_norm,
+                "clips_per_s": speed,
+                "data_wait": waiting,
+                "memory_gib": peak_gib(self._world.device),
+            }
+        )
+        self._log.say(
+            f"step {step}/{self._plan.steps} epoch {epoch} loss {settled.loss:.4f} lr {lr:.2e} "
+            f"{speed:.1f} clips/s, {waiting:.0%} of it waiting for data, {left} left"
+        )
+        # The first lines hold the start of the workers.
+        if waiting > WAITS_LONG and not self._said_waiting and step > self._log_every:
+            self._said_waiting = True
+            self._log.say(
+                f"training waits for data {waiting:.0%} of the time: raise data.num_workers, "
+                "re-encode the videos once (datasets/resize_videos.py), or take more clips from a "
+                "decode (train.repeats)"
+            )
+
+
+class BadVideos:
+    """Rows that could not be read, on any rank.
+
+    Says each once. `settle` stops the run above a stated share of the list.
+    """
+
+    def __init__(
+        self, name: Callable[[int], str], *, num_videos: int, max_fraction: float, log: RunLog
+    ):
+        self.name = name
+        self.num_videos = num_videos
+        self.max_fraction = max_fraction
+        self.log = log
+        self.reasons: dict[int, str] = {}
+        self.new: list[tuple[int, str]] = []  # on this rank, not yet told to the others
+
+    def note(self, bad: list[tuple[int, str]]) -> None:
+        self.new += [(row, reason) for row, reason in bad if row not in self.reasons]
+
+    def settle(self, world: World) -> None:
+        """On all ranks together. Raises RunStopped, on all of them."""
+        found = [pair for part in world.gather_all(self.new) for pair in part]
+        for row, reason in sorted(found):
+            if row not in self.reasons:
+                self.reasons[row] = reason
+                self.log.say(
+                    f"bad video, replaced by the next good one: {self.name(row)}: {reason}"
+                )
+        self.new = []
+        if len(self.reasons) > self.max_fraction * self.num_videos:
+            row, reason = list(self.reasons.items())[-1]
+            raise RunStopped(
+                f"{len(self.reasons)} of {self.num_videos} videos cannot be read, more than "
+                f"data.max_bad_fraction={self.max_fraction}; the last: {self.name(row)}: {reason}"
+            )

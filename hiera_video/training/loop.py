@@ -1,0 +1,204 @@
+"""The training loop, for every task.
+
+A step's data, masks, dropout and learning rate depend on (seed, step, rank) alone, so a run that is
+started again at a checkpoint goes on exactly as it would have. The host waits for the device once
+every `log_every` steps (interval.py).
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiera_video.config import OptimConfig, TrainConfig
+from hiera_video.data.dataset import Batch
+from hiera_video.system.distributed import World, autocast
+from hiera_video.system.errors import Interrupted, RunStopped
+from hiera_video.system.log import RunLog
+from hiera_video.training.interval import BadVideos, Interval, IntervalLog
+from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
+from hiera_video.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What every step needs, put together once."""
+
+    task: nn.Module  # model and loss
+    wrapped: nn.Module  # the task, as World.wrap returns it
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    plan: Plan
+    config: TrainConfig
+    optim: OptimConfig
+    world: World
+    seed: int
+
+
+class Hooks(Protocol):
+    """What the loop calls; steps are counted from 1, so that `step` of them have been taken."""
+
+    def stop_requested(self) -> str:
+        """Who asks the run to stop; empty if nobody does."""
+
+    def look(self, step: int) -> None:
+        """Validation or probe."""
+
+    def save(self, step: int) -> None: ...
+
+    def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
+        """Keeps the state of a run that cannot go on, and raises RunStopped.
+
+        rows: of the list, that this rank saw in the steps in question.
+        """
+
+
+def train(
+    run: TrainRun,
+    batches: Iterable[Batch],
+    hooks: Hooks,
+    *,
+    log: RunLog,
+    bad_videos: BadVideos,
+    first_step: int = 0,
+) -> None:
+    """Takes the steps after the first `first_step` ones; `batches` begins with theirs.
+
+    Raises Interrupted after the state was saved; RunStopped at a gradient that is not finite, or
+    too many bad videos.
+    """
+    run.task.train()
+    plan = run.plan
+    progress = log.progress(plan.steps, what="train", unit="steps", done=first_step)
+    interval_log = IntervalLog(log, plan, run.world, log_every=run.config.log_every)
+    interval = Interval()
+    batches = iter(batches)
+    for step in range(first_step + 1, plan.steps + 1):
+        batch = next_batch(batches, interval, bad_videos)
+        batch = to_device(batch, run.world.device)
+        if step == first_step + 1 and run.world.size > 2 and run.config.parallel == "ddp":
+            settle_buckets(run, batch)
+
+        lr = plan.learning_rate(run.optim, step - 1)
+        loss, norm = take_step(run, batch, step, lr)
+        interval.add(loss, norm, batch)
+        progress.advance()
+
+        # All ranks agree on what was seen since the last line of the log.
+        interrupted = False
+        if step % run.config.log_every == 0 or plan.saves_after(step):
+            asked = bool(hooks.stop_requested())
+            settled = interval.settle(run.world, stop=asked, bad=bool(bad_videos.new))
+            if settled.bad:
+                bad_videos.settle(run.world)
+            if settled.skipped:
+                first = step - len(interval.losses)
+                steps = ", ".join(str(first + k + 1) for k in settled.skipped)
+                rows = interval.rows_of(settled.skipped)
+                hooks.stopped(step, f"gradients not finite in step {steps}", rows)
+            interval_log.write(step, settled, interval, lr=lr, left=progress.eta())
+            interrupted = settled.stop
+            interval = Interval()
+
+        if plan.looks_after(step):
+            hooks.look(step)
+            run.task.train()
+            interval.since = time.monotonic()
+        # Last: what belongs to this step is on the disk before the step counts as done.
+        if plan.saves_after(step) or interrupted:
+            hooks.save(step)
+        if interrupted and step < plan.steps:
+            raise Interrupted(
+                f"{hooks.stop_requested() or 'another rank'} asks to stop: the state of step "
+                f"{step} of {plan.steps} is saved, and the same command goes on from there"
+            )
+    progress.close()
+
+
+def next_batch(batches: Iterator[Batch], interval: Interval, bad_videos: BadVideos) -> Batch:
+    """Raises RunStopped if none of the batch's videos can be read."""
+    asked = time.monotonic()
+    batch = next(batches)
+    interval.waited_s += time.monotonic() - asked
+    bad_videos.note(batch["bad"])
+    if batch["clip"] is None:
+        raise RunStopped(
+            f"no video of this batch can be read, nor any of its substitutes: {batch['bad'][-1][1]}"
+        )
+    return batch
+
+
+def take_step(run: TrainRun, batch: Batch, step: int, lr: float) -> tuple[Tensor, Tensor]:
+    """One optimizer step, the `step`-th. Returns (loss, norm of the gradients), both detached."""
+    set_learning_rate(run.optimizer, lr)
+    torch.manual_seed(step_seed(run.seed, step - 1, run.world.rank))
+    loss = accumulate_gradients(run.wrapped, batch, run.config, run.world)
+    norm = clip_gradients(run.task.parameters(), run.optim.clip_grad)
+    # A gradient that is not finite never reaches the weights: the fused optimizers read this flag
+    # and skip such a step on the device.
+    run.optimizer.found_inf = (~torch.isfinite(norm)).float()
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update(run.task.model)
+    return loss, norm
+
+
+def accumulate_gradients(
+    wrapped: nn.Module, batch: Batch, config: TrainConfig, world: World
+) -> Tensor:
+    """Forward and backward of a step, in `config.accumulate` parts.
+
+    Returns the mean loss over the rank's clips.
+    """
+    losses = []
+    parts = split_batch(batch, config.accumulate)
+    for k, part in enumerate(parts):
+        with world.gradients_shared(wrapped, last=k == len(parts) - 1):
+            with autocast(config.precision, world.device):
+                loss, _ = wrapped(part)
+            loss = loss * (len(part["clip"]) / len(batch["clip"]))
+            loss.backward()
+        losses.append(loss.detach())
+    return sum(losses[1:], losses[0])
+
+
+def settle_buckets(run: TrainRun, batch: Batch) -> None:
+    """One backward pass for nothing, at every start.
+
+    DDP sums gradients bucket by bucket, and lays the buckets out anew after its first step. From
+    three ranks on the sum's last bits depend on that, and a run that was started again would differ
+    in its first step from one that was not.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in run.wrapped.buffers()]
+    accumulate_gradients(run.wrapped, batch, run.config, run.world)
+    run.wrapped.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` batches, or as many as there are samples, one after the other."""
+    if parts == 1:
+        return [batch]
+    chunks = {
+        name: value.chunk(parts) for name, value in batch.items() if isinstance(value, Tensor)
+    }
+    count = len(chunks["clip"])
+    return [{name: chunk[k] for name, chunk in chunks.items()} for k in range(count)]
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seeds torch's global generator, which dropout, drop path and mixing draw from."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Moves clips and labels only: boxes and seeds are read on the host."""
+    moved = {name: batch[name].to(device, non_blocking=True) for name in ("clip", "label")}
+    return {**batch, **moved}

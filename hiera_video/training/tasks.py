@@ -1,0 +1,137 @@
+"""What a model is trained for: a task is a model and its loss, `forward(batch) -> (loss, logs)`.
+
+The batch is that of data/dataset.py, its clips on the device. Every view of a sample is a clip of
+its own here.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.config import ClassifyConfig, MAEConfig
+from hiera_video.data.dataset import Batch
+from hiera_video.data.transforms import normalise
+from hiera_video.models.mae import MaskedAutoencoder, draw_visible
+
+Logs = dict[str, Tensor]
+
+
+class Classify(nn.Module):
+    """Cross-entropy with soft labels; mixup or cutmix of the batch with itself in reverse order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ClassifyConfig,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.num_classes = num_classes
+        self.mean = mean
+        self.std = std
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
+        views = batch["clip"].shape[1]
+        clips = normalised_clips(batch, self.mean, self.std)
+        labels = batch["label"].repeat_interleave(views)
+        target = soft_labels(labels, self.num_classes, self.config.label_smoothing)
+        clips, target = mix(clips, target, self.config)
+        logits = self.model(clips).float()
+        return F.cross_entropy(logits, target), {}
+
+
+class MaskedAutoencode(nn.Module):
+    """Reconstruction of hidden pixels. A sample's seed decides which units are hidden.
+
+    Raises ValueError for a mask ratio that leaves nothing visible.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        config: MAEConfig,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__()
+        draw_visible(
+            torch.zeros(1, model.num_units), config.mask_ratio
+        )  # tried once, for its error
+        self.model = model
+        self.config = config
+        self.mean = mean
+        self.std = std
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
+        clips = normalised_clips(batch, self.mean, self.std)
+        generator = torch.Generator()
+        noise = torch.stack(
+            [
+                torch.rand(self.model.num_units, generator=generator.manual_seed(seed))
+                for seed in batch["seed"].flatten().tolist()
+            ]
+        ).to(clips.device, non_blocking=True)
+        out = self.model(clips, mask_ratio=self.config.mask_ratio, noise=noise)
+        return out.loss, {}
+
+
+def normalised_clips(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [B, V, C, T, S, S] -> float32 [B * V, C, T, S, S], boxes erased"""
+    clips = batch["clip"].flatten(0, 1)
+    erase = batch["erase"].flatten(0, 1)
+    seeds = batch["seed"].flatten(0, 1)
+    return normalise(clips, mean, std, erase=erase, seeds=seeds)
+
+
+def soft_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """int64 [N] -> float32 [N, num_classes]
+
+    A share `smoothing` is spread over all classes, the right one included.
+    """
+    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+def mix(clips: Tensor, target: Tensor, config: ClassifyConfig) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al.) or cutmix (Yun et al.) of a batch, by one draw from torch's generator.
+
+    clips [N, C, T, S, S], target [N, num_classes]. The loop seeds the generator.
+    """
+    rng = np.random.default_rng(int(torch.randint(2**62, ())))
+    if not (config.mixup or config.cutmix) or rng.random() >= config.mix_prob:
+        return clips, target
+    cut = config.cutmix > 0 and (not config.mixup or rng.random() < config.switch_prob)
+    alpha = config.cutmix if cut else config.mixup
+    share = float(rng.beta(alpha, alpha))  # of each clip itself
+    other = clips.flip(0)
+    if cut:
+        height, width = clips.shape[-2:]
+        top, bottom, left, right = _random_box(height, width, 1 - share, rng)
+        clips = clips.clone()
+        clips[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        clips = clips * share + other * (1 - share)
+    return clips, target * share + target.flip(0) * (1 - share)
+
+
+def _random_box(
+    height: int, width: int, area: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of a box with a share `area` of the frame, before it is cut off.
+
+    Its centre lies anywhere; what lies outside the frame is cut off.
+    """
+    h = int(height * area**0.5)
+    w = int(width * area**0.5)
+    y = int(rng.integers(height))
+    x = int(rng.integers(width))
+    return max(y - h // 2, 0), min(y + h // 2, height), max(x - w // 2, 0), min(x + w // 2, width)

@@ -1,0 +1,333 @@
+"""Side-by-side speed in one run: ours against the official model, and against well-known models.
+
+    python tools/benchmark.py model                             # forward, B 16x224
+    python tools/benchmark.py pretrain --size large --batch 2   # masked-autoencoder step
+    python tools/benchmark.py finetune                          # forward and backward
+
+Contenders take turns, A B C A B C ..., so that a machine whose speed drifts treats them alike;
+ratios are of minimum and of median times. GFLOP/s count two operations a multiply-accumulate; the
+share is of the matrix-product rate measured in the same run. Memory of a step on the CPU is the
+resident set above its value before, one fresh process each (Linux). Without `hiera-transformer`
+(extra `test`) there are no official rows.
+"""
+
+import argparse
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from benchmarks.shared import SIZES, describe, make_parser, print_table, write_figures
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from hiera_video.models import create_hiera, create_hiera_mae
+from hiera_video.models.flops import count_macs
+from hiera_video.system.errors import UserError
+from hiera_video.system.memory import peak_gib, reset_peak
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLIP = (3, 16, 224, 224)
+MASK_RATIO = 0.9
+CPU = torch.device("cpu")
+
+
+class PlainViT(nn.Module):
+    """A plain video ViT with 2x16x16 tokens, global attention, from torchvision's encoder: a
+    yardstick, never trained.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int):
+        super().__init__()
+        from torchvision.models.vision_transformer import Encoder
+
+        self.patch_embed = nn.Conv3d(3, dim, (2, 16, 16), (2, 16, 16))
+        self.encoder = Encoder(8 * 14 * 14, depth, heads, dim, 4 * dim, 0.0, 0.0)
+        self.head = nn.Linear(dim, 400)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patch_embed(clip).flatten(2).transpose(1, 2)).mean(1))
+
+
+def classifier(name: str, size: str) -> nn.Module:
+    """Ours, the official one, or a yardstick, in eval mode with random weights."""
+    torch.manual_seed(0)
+    if name == "ours":
+        return create_hiera(f"hiera_{size}_16x224").eval()
+    if name == "official":
+        # in eval it adds a softmax; nothing random is in it
+        return official(f"hiera_{size}_16x224").train()
+    if name == "mvit_b_16x4":
+        from hiera_video.models.baselines import create_pytorchvideo
+
+        return create_pytorchvideo("mvit_base_16x4").eval()
+    return PlainViT(*{"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}[name]).eval()
+
+
+def autoencoder(name: str, size: str) -> nn.Module:
+    torch.manual_seed(0)
+    return (
+        create_hiera_mae(f"hiera_{size}_16x224")
+        if name == "ours"
+        else official(f"mae_hiera_{size}_16x224")
+    )
+
+
+def official(name: str) -> nn.Module:
+    import hiera
+
+    if not hasattr(hiera, name) and not hasattr(hiera.hiera_mae, name):
+        raise UserError(f"the official release has no {name}")
+    return (getattr(hiera, name, None) or getattr(hiera.hiera_mae, name))(pretrained=False)
+
+
+def has_official() -> bool:
+    try:
+        import hiera  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def forward(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+    with torch.no_grad(), torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
+        model(clip)
+
+
+def pretrain_step(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+    """Forward and backward at mask ratio 0.9, without an optimizer."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
+        out = model(clip, mask_ratio=MASK_RATIO)
+        loss = out[0]
+    loss.backward()
+
+
+def training_step(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+    """Forward and backward of fine-tuning, without an optimizer."""
+    model.zero_grad(set_to_none=True)
+    labels = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
+    with torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
+        loss = F.cross_entropy(model(clip), labels)
+    loss.backward()
+
+
+STEPS = {"model": forward, "pretrain": pretrain_step, "finetune": training_step}
+
+
+def timed(work: Callable[[], None], device: str) -> float:
+    """Seconds of one call, the device's work included."""
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product: the best of several."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    out = torch.empty(n, n, device=device, dtype=dtype)
+    best = min(timed(partial(torch.mm, a, b, out=out), device) for _ in range(12))
+    return 2 * n**3 / best
+
+
+def take_turns(
+    contenders: dict[str, Callable[[], None]], *, rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of every round, after one warm-up each."""
+    for work in contenders.values():
+        timed(work, device)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            times[name].append(timed(work, device))
+    return times
+
+
+def peak_memory_mib(args: argparse.Namespace, what: str, dtype: str) -> float | None:
+    """Peak of one step above the value before it, in a fresh process; None on a GPU."""
+    if args.device == "cuda" or not sys.platform.startswith("linux"):
+        return None
+    command = [sys.executable, str(SCRIPT), args.command]
+    command += ["--size", args.size, "--batch", str(args.batch)]
+    command += ["--memory-of", what, "--dtype", dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_memory(args: argparse.Namespace) -> None:
+    """The child of `peak_memory_mib`: prints one number, MiB."""
+    model = build(args.command, args.memory_of, args.size)
+    clip = torch.randn(args.batch, *CLIP)
+    gc.collect()
+    before = reset_peak(CPU)
+    STEPS[args.command](model, clip, DTYPES[args.dtype[0]])
+    print((peak_gib(CPU) - before) * 1024)
+
+
+def build(command: str, what: str, size: str) -> nn.Module:
+    return autoencoder(what, size) if command == "pretrain" else classifier(what, size)
+
+
+@cache
+def macs_of(command: str, what: str, size: str, batch: int) -> int:
+    """Multiply-accumulates of the work; a backward pass costs two forwards."""
+    if command == "pretrain":
+        forward_macs = pretrain_macs(size)
+    else:
+        forward_macs = count_macs(classifier(what, size), torch.zeros(1, *CLIP))
+    return forward_macs * batch * (1 if command == "model" else 3)
+
+
+def pretrain_macs(size: str) -> int:
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mae = create_hiera_mae(f"hiera_{size}_16x224")
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return self.mae(clip, mask_ratio=MASK_RATIO).pred
+
+    return count_macs(Step(), torch.zeros(1, *CLIP))
+
+
+def print_profile(work: Callable[[], None], device: str) -> None:
+    """Where one call's time goes: operators by their own time."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        work()
+        synchronise(device)
+    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, own))
+    total = sum(getattr(e, own) for e in events)
+    rows = [
+        [e.key[:60], f"{getattr(e, own) / 1e3:.0f}", f"{getattr(e, own) / total:.1%}"]
+        for e in events[:10]
+    ]
+    print_table(rows, ["operator", "ms", "share"])
+
+
+def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures everything that was asked for and prints the table. Returns what was measured."""
+    result = {"command": args.command, "size": args.size, "batch": args.batch}
+    result |= describe(args.device)
+    print(", ".join(f"{key} {value}" for key, value in result.items()))
+    reference = "official" if has_official() and args.size not in ("tiny", "small") else None
+    models = ["ours"]
+    if reference:
+        models.append(reference)
+    if args.command == "model":
+        models += args.others
+    rows = []
+    for dtype in args.dtype:
+        rate = matmul_rate(args.device, DTYPES[dtype])
+        result[f"matmul_gflops_{dtype}"] = rate / 1e9
+        rows += measure(args, models, dtype, rate, reference)
+        print(f"matrix product, {dtype}: {rate / 1e9:.0f} GFLOP/s")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print_table([[_cell(row.get(column)) for column in columns] for row in rows], columns)
+    return {**result, "rows": rows}
+
+
+def measure(
+    args: argparse.Namespace, models: list[str], dtype: str, rate: float, reference: str | None
+) -> list[dict[str, Any]]:
+    """A row for each contender at one precision. rate: FLOP/s of a matrix product."""
+    clip = torch.randn(args.batch, *CLIP, device=args.device)
+    contenders: dict[str, Callable[[], None]] = {}
+    model_of = {}
+    for what in models:
+        model = build(args.command, what, args.size).to(args.device)
+        contenders[what] = partial(STEPS[args.command], model, clip, DTYPES[dtype])
+        model_of[what] = what
+        if what == "ours" and args.compile:
+            name = "ours, compiled"
+            model = torch.compile(model)
+            contenders[name] = partial(STEPS[args.command], model, clip, DTYPES[dtype])
+            model_of[name] = what
+    times = take_turns(contenders, rounds=args.rounds, device=args.device)
+    rows = []
+    for name, what in model_of.items():
+        best = min(times[name])
+        middle = statistics.median(times[name])
+        # The official model is the same one.
+        counted = "ours" if what == "official" else what
+        flops = 2 * macs_of(args.command, counted, args.size, args.batch) / best
+        row = {
+            "model": name,
+            "precision": dtype,
+            "best_ms": 1e3 * best,
+            "median_ms": 1e3 * middle,
+            "clips_per_s": args.batch / best,
+            "gflops": flops / 1e9,
+            "share_of_matmul": flops / rate,
+        }
+        if reference:
+            row["speedup_best"] = min(times[reference]) / best
+            row["speedup_median"] = statistics.median(times[reference]) / middle
+        if args.memory and name in ("ours", "official"):
+            row["memory_mib"] = peak_memory_mib(args, what, dtype)
+        rows.append(row)
+    if args.profile:
+        print(f"ours, {dtype}:")
+        print_profile(contenders["ours"], args.device)
+    return rows
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value or "")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("command", choices=STEPS, help="forward, masked-autoencoder step, or fine-tuning step")
+    add("--size", choices=SIZES, default="base")
+    add("--batch", type=int, help="clips; default 1, 2 for a training step")
+    add("--rounds", type=int, default=9, help="timed rounds of every contender")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=list(DTYPES),
+        help="float32, bfloat16 (autocast)",
+    )
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=default_device)
+    add("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    add("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    add("--profile", action="store_true", help="also print where our eager model's time goes")
+    add(
+        "--others",
+        nargs="*",
+        choices=("mvit_b_16x4", "vit_b", "vit_l"),
+        default=[],
+        help="yardsticks",
+    )
+    add("--memory-of", choices=("ours", "official"), help=argparse.SUPPRESS)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    args.batch = args.batch or (1 if args.command == "model" else 2)
+    if args.memory_of:
+        print_memory(args)
+    else:
+        write_figures(args.json, benchmark(args))
