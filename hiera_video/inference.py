@@ -57,7 +57,7 @@ class VideoModel:
     """A model that takes videos. `model(clip)` is the module itself, on a normalised clip.
 
     module: any model of models/zoo.py. classes: one name a class, or none. encoder: what gives the
-    features, where that is not the module. A video that cannot be read raises VideoError; wrong
+    features, where that is not the module. format: default the published one. A video that cannot be read raises VideoError; wrong
     arguments raise ValueError.
     """
 
@@ -66,7 +66,7 @@ class VideoModel:
         module: nn.Module,
         *,
         classes: Sequence[str] = (),
-        format: ClipFormat = ClipFormat(),
+        format: ClipFormat | None = None,
         source: VideoSource | None = None,
         encoder: nn.Module | None = None,
         device: str = "auto",
@@ -77,9 +77,11 @@ class VideoModel:
         place = torch.device(_device(device))
         self.module = module.to(place).eval()
         self.classes = list(classes)
-        self.format = format
+        self.format = format or ClipFormat()
         # One view at a time: the memory of one.
-        self._forward = Forward(place, format.mean, format.std, precision, views_per_forward=1)
+        self._forward = Forward(
+            place, self.format.mean, self.format.std, precision, views_per_forward=1
+        )
         self._source = source or VideoSource(timeout_s=60.0)
         self._encoder = self.module if encoder is None else encoder.to(place).eval()
 

@@ -12,8 +12,9 @@ import torch
 from conftest import FINETUNE, killed_when, start
 from test_ranks import ranks
 
-from hiera_video import scores
 from hiera_video.data.lists import VideoList
+from hiera_video.evaluation import score_files
+from hiera_video.evaluation.score_files import write_test
 from hiera_video.evaluation.scores import ViewScores, fewer_views, hits
 from hiera_video.system.distributed import World
 
@@ -25,6 +26,10 @@ FILES = (
     "confusion.csv",
     "protocol.json",
 )
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def outcome(folder):
@@ -146,7 +151,7 @@ def test_a_repeated_test_that_is_killed_leaves_no_old_result(
     for step in sorted((weights / "checkpoints").glob("step_*")):
         copy.write_bytes((step / "model.safetensors").read_bytes())
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(scores, "write_classes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            m.setattr(score_files, "write_classes", interrupt)
             start(*more)
         assert (test / "predictions.csv").exists() and not (test / "metrics.json").exists()
         start(*more)
@@ -168,7 +173,7 @@ def test_scores_by_hand(tmp_path):
     videos = VideoList(["b.mp4", "a.mp4"], [1, 0])
     merged = result.merged(World(0, 1, torch.device("cpu")), {})
     torch.testing.assert_close(merged.rows[1]["scores"], logits[0].softmax(-1).mean(0))
-    metrics = merged.write(tmp_path, videos, names=["x", "y", "z"], protocol={})
+    metrics = write_test(tmp_path, merged, videos, names=["x", "y", "z"], protocol={})
     assert metrics["top1"] == 50.0 and metrics["top5"] == 100.0 and metrics["mean_class"] == 50.0
     assert metrics["view_top1"] == pytest.approx(100 * 3 / 6)
     assert metrics["by_views"][0] == {
@@ -190,6 +195,6 @@ def test_scores_by_hand(tmp_path):
 
 
 def test_fewer_views_are_spread_over_the_video():
-    chosen = {(n, k): views for n, k, views in subsets(5, 3)}
+    chosen = {(n, k): views for n, k, views in fewer_views(5, 3)}
     assert chosen[1, 1] == [7] and chosen[3, 1] == [1, 7, 13] and chosen[1, 3] == [6, 7, 8]
-    assert chosen[5, 3] == list(range(15)) and [n for n, _, _ in subsets(4, 1)] == [1, 3, 4]
+    assert chosen[5, 3] == list(range(15)) and [n for n, _, _ in fewer_views(4, 1)] == [1, 3, 4]

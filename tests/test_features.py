@@ -19,12 +19,12 @@ import torch
 from conftest import FINETUNE, ROOT, killed_when
 from safetensors.torch import load_file
 
-from hiera_video import features
 from hiera_video.config import load_config
-from hiera_video.data.dataset import Overlapping
+from hiera_video.data.dataset import OverlappingFrames
 from hiera_video.data.decode.readers import open_video
 from hiera_video.data.sampling import sliding_windows
 from hiera_video.data.transforms import EvalCrops, normalise
+from hiera_video.evaluation import features
 from hiera_video.models import create_hiera, load_weights
 from hiera_video.stages.run import extract_features
 from hiera_video.system.errors import UserError
@@ -330,7 +330,7 @@ def test_overlapping_windows_are_decoded_once():
         asked.extend(needed.tolist())
         return np.broadcast_to(needed[:, None, None, None], (len(needed), 2, 2, 3)).astype(np.uint8)
 
-    frames = Overlapping(get)
+    frames = OverlappingFrames(get)
     for part in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
         assert frames.get(np.array(part))[:, 0, 0, 0].tolist() == part
     assert asked == [0, 2, 4, 6, 8, 20, 22]

@@ -59,7 +59,7 @@ def test_probes_find_what_is_there(tmp_path, tool, signal, least, most):
     assert all(least <= row["top1"] <= most for row in found.values()), found
     best = max(found["linear"]["by_rate"], key=lambda row: row["held_out_top1"])
     assert found["linear"]["top1"] == best["top1"] and len(found["linear"]["by_rate"]) == 6
-    assert "videos learned from: 120 (1 without" in out
+    assert "training videos: 120 (1 without" in out
 
 
 def test_without_maps_and_wrong_input(tmp_path, tool):

@@ -25,7 +25,7 @@ ROOMS = {
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(__doc__)
+        print(f"usage: benchmark.py NAME ...\n\n{__doc__}")
         return
     if name not in ROOMS:
         raise UserError(f"there is no benchmark {name!r}; there are {', '.join(ROOMS)}")

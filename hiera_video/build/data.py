@@ -164,7 +164,7 @@ def test_loader(
 def features_loader(
     config: Config, videos: VideoList, rows: list[int], first: Callable[[int], int], *, world: World
 ) -> Iterable[Batch]:
-    """The windows of this rank's share of `rows`, in chunks, without the `first(row)` first ones."""
+    """Windows of this rank's share of `rows`, in chunks, without the `first(row)` first ones."""
     windows = clip_format(config).windows(config.features.hop_s)
     dataset = _eval_set(config, videos, windows, crops=1)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)

@@ -1,4 +1,4 @@
-"""The config of a run: every key with its default and its checks, how files are read, the reference.
+"""The config of a run: every key with its default and its checks, and how files are read.
 
     config = load_config("configs/K400/hiera_b_16x4.yaml", ["data.root=/k400", "train.epochs=3"])
 

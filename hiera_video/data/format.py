@@ -1,7 +1,7 @@
 """How clips are made for a model: what its weight file says of it, and its test needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hiera_video.data.sampling import (
@@ -20,7 +20,7 @@ SEGMENTS = "segments"
 class ClipFormat:
     """Frames of a clip, the size of its crops, and the values of its pixels."""
 
-    shape: ClipShape = ClipShape()
+    shape: ClipShape = field(default_factory=ClipShape)
     crop_size: int = 224  # pixels
     short_side: int = 224  # that frames are resized to before the crop
     segments: bool = False  # a frame from each of equal segments of the video, in place of a clip

@@ -4,7 +4,7 @@ Every function returns int64 [clips, frames], indices into the presented frames 
 to [0, N - 1] (a video shorter than its clip repeats its last frame). `span` is the length of a clip
 in frames of the video, not rounded:
 
-    span = sampling_rate * num_frames / target_fps * fps    (16 x 4: 64 frames at 30 fps, 53.3 at 25)
+    span = sampling_rate * num_frames / target_fps * fps    (16 x 4: 64 at 30 fps, 53.3 at 25 fps)
 
 PySlowFast spaces the frames of a clip over linspace(start, start + span - 1), truncated: for 16 x 4
 the steps are 4.2.

@@ -89,7 +89,10 @@ def predict_logits(model: nn.Module) -> Predict:
 def predict_features(
     model: nn.Module, stages: Sequence[int] = (), *, pool_maps: bool = False
 ) -> Predict:
-    """-> the pooled vector [N, dim] and, of `stages` (1 to 4), maps [N, t, h, w, C] or means [N, C]"""
+    """-> features [N, dim] and, of each of `stages` (1 to 4), its map [N, t, h, w, C]
+
+    pool_maps: the mean of each map, [N, C], in its place.
+    """
 
     def predict(clips: Tensor) -> dict[str, Tensor]:
         if not stages:

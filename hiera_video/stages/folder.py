@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one run at a time, with what tells where its results came from."""
+"""The folder of a run: claimed by one run at a time, and what tells where its results came from."""
 
 import json
 import subprocess

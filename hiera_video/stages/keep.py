@@ -1,4 +1,4 @@
-"""What a training run leaves on the disk: its checkpoints, the best one, and the state it died in."""
+"""What a training run leaves on the disk: checkpoints, the best one, the state it stopped in."""
 
 from pathlib import Path
 from typing import Any, NoReturn

@@ -76,7 +76,7 @@ class World:
                 yield
 
     def gather(self, value: Any) -> list[Any]:
-        """The (picklable) value of every rank, in rank order, on rank 0; elsewhere an empty list."""
+        """The (picklable) value of every rank, in rank order, on rank 0; elsewhere nothing."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_main else None

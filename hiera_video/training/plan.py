@@ -1,4 +1,4 @@
-"""When a training run does what: computed once from its config and its list, and said in the log."""
+"""When a training run does what: computed once, from its config and the length of its list."""
 
 import math
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from conftest import ROOT
 from damage import damaged_files
 
 from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import random_clip
 from hiera_video.data.transforms import EvalCrops
@@ -54,8 +55,7 @@ def read_all(files, decoder, *, timeout_s):
         VideoList([str(f) for f in files], [0] * len(files)),
         sample=draw,
         transform=EvalCrops(64, 64, 1),
-        decoder=decoder,
-        timeout_s=timeout_s,
+        source=VideoSource(decoder, timeout_s=timeout_s),
     )
     fates = []
     memory = []
@@ -63,7 +63,7 @@ def read_all(files, decoder, *, timeout_s):
         sample = dataset[Key(0, i)]
         fates.append("clip" if "clip" in sample else sample["bad"][0][1])
         memory.append(tree_mib())
-    dataset.decoding.close()
+    dataset.source.close()
     return fates, memory
 
 

@@ -1,7 +1,5 @@
 """Samples, substitutes and order: what makes runs repeatable and evaluation honest."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,12 @@ import torch
 from hiera_video.data.dataset import (
     ClipDataset,
     Key,
-    TrainingOrder,
     collate,
-    make_loader,
-    test_batches,
 )
 from hiera_video.data.decode.process import DecodeProcess
+from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
+from hiera_video.data.loading import TrainingOrder, make_loader, test_batches
 from hiera_video.data.sampling import random_clip, uniform_clips
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 
@@ -35,8 +32,19 @@ def training_set(root, repeats=1, source="train.csv"):
     transform = TrainCrop(size=64, flip=0.5, magnitude=7.0, erase=0.5)
     videos = read_videos(source, root=root)
     return ClipDataset(
-        videos, sample=draw, transform=transform, repeats=repeats, seed=3, substitute=True
+        videos,
+        sample=draw,
+        transform=transform,
+        source=VideoSource(),
+        repeats=repeats,
+        seed=3,
+        substitute=True,
     )
+
+
+def held_out_set(videos, crops):
+    transform = EvalCrops(64, 64, crops)
+    return ClipDataset(videos, sample=spread, transform=transform, source=VideoSource())
 
 
 def batches(root, workers, world=1, rank=0, first_step=0):
@@ -104,14 +112,14 @@ def test_all_views_come_from_one_decode(shapes, monkeypatch):
         DecodeProcess, "frames", lambda self, i: calls.append(list(i)) or frames(self, i)
     )
     videos = read_videos("val.csv", root=shapes)
-    sample = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 3))[Key(0, 0)]
+    sample = held_out_set(videos, crops=3)[Key(0, 0)]
     assert sample["clip"].shape == (15, 3, 8, 64, 64)
     assert (
         len(opened) == len(calls) == 1 and calls[0] == sorted(set(calls[0])) and len(calls[0]) <= 24
     )
     # Clip-major: the three crops of a clip follow each other.
     monkeypatch.undo()
-    one_crop = ClipDataset(videos, sample=spread, transform=EvalCrops(64, 64, 1))[Key(0, 0)]
+    one_crop = held_out_set(videos, crops=1)[Key(0, 0)]
     assert torch.equal(one_crop["clip"], sample["clip"][1::3])
     np.testing.assert_allclose(sample["times"][0], [0, 16 / 30], atol=1e-6)
 
@@ -145,7 +153,7 @@ def test_training_substitutes_the_next_good_row(damaged):
 
 def test_evaluation_never_substitutes(damaged):
     videos = read_videos("list.csv", root=damaged)
-    dataset = ClipDataset(videos, sample=partial(spread), transform=EvalCrops(64, 64, 3))
+    dataset = held_out_set(videos, crops=3)
     batch = collate([dataset[Key(0, i)] for i in range(5)])
     assert batch["index"].tolist() == [0, 3] and batch["label"].tolist() == [0, 3]
     assert [row for row, _ in batch["bad"]] == [1, 2, 4]

@@ -16,6 +16,7 @@ import pytest
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
 from hiera_video.data.decode.readers import open_video
+from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.data.transforms import EvalCrops
 from hiera_video.system.errors import VideoError
@@ -195,7 +196,7 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
         read_videos("train.csv", root=trap),
         sample=first_frames,
         transform=EvalCrops(64, 64, 1),
-        quarantine=out / "quarantine.csv",
+        source=VideoSource(quarantine=out / "quarantine.csv"),
     )
     reasons = dict(zip(metrics["missing"], metrics["missing_reasons"]))
     assert dataset[Key(0, 1)]["bad"][0][1] == reasons["hang.mp4"], (

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from hiera_video.data import pyav_reader
+from hiera_video.data.decode import pyav_reader
 from hiera_video.data.decode.packets import Manifest
 from hiera_video.data.decode.process import DecodeProcess
 from hiera_video.data.decode.readers import open_video

@@ -17,8 +17,8 @@ SECOND_TRY = {"auto": "decord", "pyav": "decord", "decord": "pyav", "torchcodec"
 class VideoSource:
     """Opens videos by path. Picklable; a copy starts a decoding process of its own.
 
-    decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine, manifest:
-    files that keep bad videos, and what was found of each video's packets; None: no file.
+    decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
+    that keeps bad videos. manifest: a file that keeps what was found of each video's packets.
     """
 
     def __init__(
