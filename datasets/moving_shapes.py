@@ -1,5 +1,4 @@
-"""MovingShapes: a small labelled video data set that is drawn, not downloaded, in real MP4 files
-(H.264).
+"""MovingShapes: a small labelled video data set that is drawn, in real MP4 files (H.264).
 
     python datasets/moving_shapes.py data/moving_shapes
 
@@ -72,9 +71,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 
 
 def make_dataset(folder: Path, *, train: int, val: int) -> None:
-    """Writes `train` and `val` videos, split evenly over the classes, in class folders under train/
-    and val/.
-    """
+    """Writes `train` and `val` videos, evenly over the classes, in folders train/ and val/."""
     if (folder / "val.csv").exists():
         print(f"{folder}: there already")
         return

@@ -1,10 +1,13 @@
-"""Lists from the official annotation files of Kinetics, Something-Something v2, UCF-101 and
-HMDB-51.
+"""Lists from the official files of Kinetics, Something-Something v2, UCF-101 and HMDB-51.
 
-    python datasets/official_lists.py kinetics train.csv --videos /k400/train --classes k400 --output /k400/train.csv
-    python datasets/official_lists.py ssv2 something-something-v2-train.json --videos /ssv2/videos --output /ssv2/train.csv
-    python datasets/official_lists.py ucf101 ucfTrainTestlist/trainlist01.txt --videos /ucf/UCF-101 --output /ucf/train.csv
-    python datasets/official_lists.py hmdb51 testTrainMulti_7030_splits --part train --videos /hmdb --output /hmdb/train.csv
+    python datasets/official_lists.py kinetics train.csv \\
+        --videos /k400/train --classes k400 --output /k400/train.csv
+    python datasets/official_lists.py ssv2 something-something-v2-train.json \\
+        --videos /ssv2/videos --output /ssv2/train.csv
+    python datasets/official_lists.py ucf101 ucfTrainTestlist/trainlist01.txt \\
+        --videos /ucf/UCF-101 --output /ucf/train.csv
+    python datasets/official_lists.py hmdb51 testTrainMulti_7030_splits --part train \\
+        --videos /hmdb --output /hmdb/train.csv
 
 A list has one video a line, `path label`, with paths relative to the folder of --output. Videos are
 looked for at any depth of --videos. Those that are not there are left out, counted, and named in
@@ -35,8 +38,9 @@ Row = tuple[
 
 
 def kinetics(args: argparse.Namespace) -> Iterator[Row]:
-    """label,youtube_id,time_start,time_end,split[,is_cc]; files are <id>_<start>_<end>, times in
-    six digits, or <id>.
+    """label,youtube_id,time_start,time_end,split[,is_cc]
+
+    Files are <id>_<start>_<end>, times in six digits, or <id>.
     """
     with open(args.annotations, newline="", encoding="utf-8") as f:
         reader = csv.DictReader(f)
@@ -56,8 +60,9 @@ def kinetics(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def ssv2(args: argparse.Namespace) -> Iterator[Row]:
-    """[{"id": .., "template": "Holding [something] ..", ..}, ..]; the class is the template without
-    brackets.
+    """[{"id": .., "template": "Holding [something] ..", ..}, ..]
+
+    The class is the template without brackets.
     """
     try:
         entries = json.loads(args.annotations.read_text(encoding="utf-8"))

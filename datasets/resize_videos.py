@@ -1,14 +1,16 @@
 """Re-encodes videos once so that every epoch decodes them several times faster.
 
-    python datasets/resize_videos.py /k400/train.csv /k400/val.csv --output /k400_256 --short-side 256
+    python datasets/resize_videos.py /k400/train.csv /k400/val.csv --output /k400_256
 
-H.264 with the short side given (never enlarged), a keyframe every --keyframes frames, in between
-one frame in four that others build on (PyAV and `auto` do not decode the rest unless a clip wants
-them), no loop filter (tune fastdecode), no sound; frames, their times and their order stay, a
-rotation is applied. Writes the videos under --output with the same relative paths (suffix .mp4),
-the lists beside them, and failed.csv (path,reason). Each video is made in a process that is killed
-after --timeout seconds, counted again, and only then given its name: the same command goes on where
-it was stopped, and a damaged video is left out of the new lists. At the end it says what was saved.
+H.264 with the short side given (--short-side, never enlarged), a keyframe every --keyframes frames,
+in between one frame in four that others build on (PyAV and `auto` do not decode the rest unless a
+clip wants them), no loop filter (tune fastdecode), no sound. Frames, their times and their order
+stay; a rotation is applied.
+
+Writes the videos under --output with the same relative paths (suffix .mp4), the lists beside them,
+and failed.csv (path,reason). Each video is made in a process that is killed after --timeout
+seconds, counted again, and only then given its name: the same command goes on where it was stopped,
+and a damaged video is left out of the new lists. At the end it says what was saved.
 """
 
 import argparse
@@ -43,7 +45,9 @@ def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def reencode(source: str, target: Path, *, short_side: int, keyframes: int, crf: int) -> None:
-    """Raises VideoError for a frame that does not decode, and when the result has another number of
+    """Writes the new file.
+
+    Raises VideoError for a frame that does not decode, and when the result has another number of
     frames.
     """
     with open_video(source, "pyav") as video:
@@ -89,8 +93,9 @@ def reencode(source: str, target: Path, *, short_side: int, keyframes: int, crf:
 
 
 class Resizer:
-    """One video after the other, each in a process of its own. Returns why it failed; empty if it
-    is there.
+    """Makes one video after the other, each in a process of its own.
+
+    Returns why it failed; empty if the video is there.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -183,9 +188,8 @@ def resize_lists(lists: dict[str, VideoList], args: argparse.Namespace) -> None:
         raise UserError(
             f"none of the {len(jobs)} videos could be made; {args.output / 'failed.csv'} says why"
         )
-    before, after = (
-        sum(os.path.getsize(p) for p in paths) for paths in ([jobs[t] for t in done], done)
-    )
+    before = sum(os.path.getsize(jobs[target]) for target in done)
+    after = sum(os.path.getsize(target) for target in done)
     sampled = [done[i] for i in np.linspace(0, len(done) - 1, min(SAMPLED, len(done))).astype(int)]
     ms = [clip_ms([jobs[t] for t in sampled]), clip_ms([str(t) for t in sampled])]
     print(

@@ -9,6 +9,7 @@ Legend: W windows, dim channels of a feature, N frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ class UnnamedModel(ValueError):
     """A weight file does not say what model it belongs to, and nobody else does."""
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     label: str  # name of the class, or its number where it has none
     score: float  # probability
     index: int  # number of the class
@@ -56,9 +58,10 @@ class VideoTimeline(NamedTuple):
 class VideoModel:
     """A model that takes videos. `model(clip)` is the module itself, on a normalised clip.
 
-    module: any model of models/zoo.py. classes: one name a class, or none. encoder: what gives the
-    features, where that is not the module. format: default the published one. A video that cannot be read raises VideoError; wrong
-    arguments raise ValueError.
+    module: any model of models/zoo.py. classes: one name a class, or none. format: default the
+    published one. encoder: what gives the features, where that is not the module.
+
+    A video that cannot be read raises VideoError; wrong arguments raise ValueError.
     """
 
     def __init__(

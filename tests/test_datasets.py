@@ -30,7 +30,8 @@ def test_kinetics(touch, tool):
     root = touch("train/air drumming/abc_def-123_000010_000020.mp4", "train/zz9.mkv")
     (root / "k.csv").write_text(
         "label,youtube_id,time_start,time_end,split,is_cc\n"
-        '"air drumming",abc_def-123,10,20,train,0\nabseiling,zz9,3,13,train,1\nzumba,gone,0,10,train,0\n'
+        '"air drumming",abc_def-123,10,20,train,0\n'
+        "abseiling,zz9,3,13,train,1\nzumba,gone,0,10,train,0\n"
     )
     done = tool(
         SCRIPT,

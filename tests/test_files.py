@@ -16,7 +16,7 @@ import os, shutil, tempfile
 from iopath.common.file_io import PathHandler, g_pathmgr
 
 class Store(PathHandler):
-    '''store://x is the file x of a folder, fetched by copying; files named `away` cannot be fetched.'''
+    '''store://x is the file x of a folder, fetched by copying; `away` cannot be fetched.'''
 
     def _get_supported_prefixes(self):
         return ["store://"]
@@ -51,7 +51,7 @@ def test_paths():
 
 
 def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
-    """Lists, videos, class names and initial weights, all in a store; one video cannot be fetched."""
+    """Lists, videos, class names and initial weights in a store; one video cannot be fetched."""
     root = tmp_path / "store"
     cache = tmp_path / "cache"
     root.mkdir(), cache.mkdir()

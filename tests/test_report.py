@@ -41,7 +41,10 @@ def browse(file, folder, *more):
     )
     if chromium is None:
         pytest.skip("no Chromium here")
-    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    quiet = (
+        "--disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    )
     command = [
         chromium,
         "--headless",

@@ -76,8 +76,16 @@ def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
     train = [r for r in rows if r["split"] == "train"]
     assert train[-1]["step"] == 4
     assert set(train[0]) == {
-        "split", "step", "epoch", "loss", "lr", "grad_norm", "clips_per_s", "data_wait", "memory_gib",
-    }  # fmt: skip
+        "split",
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "clips_per_s",
+        "data_wait",
+        "memory_gib",
+    }
     assert [r["step"] for r in rows if r["split"] == "val"] == [2, 4]
 
     metrics = json.loads((out / "test/metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""`hiera-video check-videos`, from a checkout: see hiera_video/commands/check_videos.py."""
+"""`hiera-video check-videos`: see hiera_video/commands/check_videos.py."""
 
 from door import enter
 

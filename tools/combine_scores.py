@@ -1,4 +1,4 @@
-"""`hiera-video combine-scores`, from a checkout: see hiera_video/commands/combine_scores.py."""
+"""`hiera-video combine-scores`: see hiera_video/commands/combine_scores.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video compare-pretraining`, from a checkout: see hiera_video/commands/compare_pretraining.py."""
+"""`hiera-video compare-pretraining`: see hiera_video/commands/compare_pretraining.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video convert-checkpoint`, from a checkout: see hiera_video/commands/convert_checkpoint.py."""
+"""`hiera-video convert-checkpoint`: see hiera_video/commands/convert_checkpoint.py."""
 
 from door import enter
 

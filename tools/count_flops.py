@@ -1,4 +1,4 @@
-"""`hiera-video count-flops`, from a checkout: see hiera_video/commands/count_flops.py."""
+"""`hiera-video count-flops`: see hiera_video/commands/count_flops.py."""
 
 from door import enter
 

@@ -1,5 +1,4 @@
-"""The whole path on a laptop core: render MovingShapes, pretrain, fine-tune, test, extract
-features. `make demo` runs it.
+"""The whole path on a laptop core, from drawn videos to features. `make demo` runs it.
 
 What is finished is not done again; delete runs/demo to start over.
 """

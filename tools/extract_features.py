@@ -1,4 +1,4 @@
-"""`hiera-video extract-features`, from a checkout: see hiera_video/commands/extract_features.py."""
+"""`hiera-video extract-features`: see hiera_video/commands/extract_features.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video predict`, from a checkout: see hiera_video/commands/predict.py."""
+"""`hiera-video predict`: see hiera_video/commands/predict.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video probe`, from a checkout: see hiera_video/commands/probe.py."""
+"""`hiera-video probe`: see hiera_video/commands/probe.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video report`, from a checkout: see hiera_video/commands/report.py."""
+"""`hiera-video report`: see hiera_video/commands/report.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video run`, from a checkout: see hiera_video/commands/run.py."""
+"""`hiera-video run`: see hiera_video/commands/run.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video show-clip`, from a checkout: see hiera_video/commands/show_clip.py."""
+"""`hiera-video show-clip`: see hiera_video/commands/show_clip.py."""
 
 from door import enter
 

@@ -1,4 +1,4 @@
-"""`hiera-video submit`, from a checkout: see hiera_video/commands/submit.py."""
+"""`hiera-video submit`: see hiera_video/commands/submit.py."""
 
 from door import enter
 

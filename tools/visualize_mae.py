@@ -1,4 +1,4 @@
-"""`hiera-video visualize-mae`, from a checkout: see hiera_video/commands/visualize_mae.py."""
+"""`hiera-video visualize-mae`: see hiera_video/commands/visualize_mae.py."""
 
 from door import enter
 

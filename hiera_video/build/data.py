@@ -126,8 +126,8 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         flip = 0.0 if data.directional else 0.5
     transform = TrainCrop(
         size=data.crop_size,
-        scale=tuple(data.crop_scale),
-        aspect=tuple(data.crop_aspect),
+        scale=data.crop_scale,
+        aspect=data.crop_aspect,
         flip=flip,
         magnitude=data.rand_augment,
         num_ops=data.rand_augment_ops,

@@ -1,8 +1,9 @@
 """From config to models, tasks and their weights."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,14 +20,16 @@ from hiera_video.system.files import exists, join, local
 from hiera_video.training.tasks import Classify, MaskedAutoencode
 
 
-class Classes(NamedTuple):
+@dataclass(frozen=True)
+class Classes:
     """What a classifier tells apart. Names of another number than the classes are left out."""
 
     names: list[str]
     count: int | None  # None where there are no classes: pretraining
 
 
-class ModelSpec(NamedTuple):
+@dataclass(frozen=True)
+class ModelSpec:
     """A model that is not built yet."""
 
     name: str
@@ -109,9 +112,9 @@ def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
 
 def build_encoder(config: Config) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
-    name, arguments = model_spec(config, 1)
-    kept = {k: v for k, v in arguments.items() if not k.startswith("decoder_")}
-    return build_model(ModelSpec(name.removeprefix("mae_"), kept), seed=config.seed)
+    spec = model_spec(config, 1)
+    kept = {k: v for k, v in spec.arguments.items() if not k.startswith("decoder_")}
+    return build_model(ModelSpec(spec.name.removeprefix("mae_"), kept), seed=config.seed)
 
 
 def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
     }
 
 
-def build_task(config: Config, model: nn.Module, num_classes: int | None) -> nn.Module:
+def build_task(config: Config, model: Any, num_classes: int | None) -> nn.Module:
     mean = config.data.mean
     std = config.data.std
     if config.task == "pretrain":
@@ -141,6 +144,7 @@ def build_task(config: Config, model: nn.Module, num_classes: int | None) -> nn.
             return MaskedAutoencode(model, config.mae, mean=mean, std=std)
         except ValueError as e:
             raise UserError(f"mae.{e}") from e
+    assert num_classes is not None  # task=classify has classes
     return Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
 
 

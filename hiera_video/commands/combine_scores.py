@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -126,12 +127,12 @@ def combine(tests: list[Test], shares: list[float]) -> Test:
             raise UserError(
                 f"{path} has other labels or another number of classes in one of these tests"
             )
-        mean = sum(share * score for share, score in zip(shares, scores)) / sum(shares)
-        combined[path] = labels[0], mean
+        weighted = torch.stack([share * score for share, score in zip(shares, scores)])
+        combined[path] = labels[0], weighted.sum(0) / sum(shares)
     return combined
 
 
-def accuracy(test: Test) -> dict[str, float | None]:
+def accuracy(test: Test) -> Mapping[str, float | None]:
     """top1 and top5 over the labelled videos, in percent; None if there are none."""
     labelled = [(label, score) for label, score in test.values() if label >= 0]
     if not labelled:

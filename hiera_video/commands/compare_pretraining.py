@@ -234,7 +234,7 @@ def pretraining_lines(args: argparse.Namespace) -> list[str]:
         step = at_step[0]["step"]
         seen = [of_run[step] for of_run in losses if step in of_run]
         loss = f"{statistics.mean(seen):.3f}" if len(seen) == len(losses) else ""
-        top1 = spread(lambda seed, rows=at_step: rows[seed]["knn_top1"], args.seeds)
+        top1 = spread_of([row["knn_top1"] for row in at_step])
         lines.append(f"| {step} | {top1} | {loss} |")
     return lines
 
@@ -245,7 +245,10 @@ def rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def spread(value: Callable[[int], float], seeds: int) -> str:
-    """Mean and standard deviation over the seeds."""
-    values = [value(seed) for seed in range(seeds)]
+    return spread_of([value(seed) for seed in range(seeds)])
+
+
+def spread_of(values: list[float]) -> str:
+    """Mean and standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"

@@ -129,7 +129,7 @@ def submit(
         raise UserError(f"{e} --dry-run works without SLURM") from e
     executor.update_parameters(**wanted)
     try:
-        snapshot = nullcontext()
+        snapshot: Any = nullcontext()
         if args.snapshot:
             snapshot = submitit.helpers.RsyncSnapshot(folder / "code")
     except RuntimeError as e:

@@ -21,6 +21,7 @@ from hiera_video.commands.arguments import add_config, make_parser
 from hiera_video.config import Config, load_config
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.inference import VideoModel
+from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.pictures.reconstruct import ROWS, Reconstruction, reconstruct, sheet
 from hiera_video.system.errors import UserError, VideoError
 
@@ -54,10 +55,12 @@ def main(args: argparse.Namespace) -> None:
     if not args.video.is_file():
         raise UserError(f"there is no video {args.video}")
     model = load_autoencoder(config, args.weights)
+    autoencoder = model.module
+    assert isinstance(autoencoder, MaskedAutoencoder)  # task=pretrain
     ratio = config.mae.mask_ratio if args.mask_ratio is None else args.mask_ratio
     try:
         result = reconstruct(
-            model.module,
+            autoencoder,
             model.middle_clip(args.video),
             mask_ratio=ratio,
             seed=args.seed,
@@ -71,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     model.close()
     try:
         if args.output.suffix == ".mp4":
-            stride = config.data.sampling_rate * model.module.patch_stride[0]
+            stride = config.data.sampling_rate * autoencoder.patch_stride[0]
             write_video(result, args.output, config.data.target_fps / stride)
         else:
             sheet(result).save(args.output)

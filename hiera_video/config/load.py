@@ -57,15 +57,16 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     sources = [(str(path), part) for path, part in reversed(files.items())]
     sources += [(f"override {o!r}", OmegaConf.from_dotlist([o])) for o in overrides]
 
-    tree = OmegaConf.structured(Config)
+    tree: Any = OmegaConf.structured(Config)
     OmegaConf.set_readonly(tree, False)
     for source, part in sources:
-        _check_keys(OmegaConf.to_container(part), source)
+        _check_keys(_container(part), source)
         try:
             tree = OmegaConf.merge(tree, part)
         except OmegaConfBaseException as e:
             raise UserError(f"{source}: {_message(e)}") from e
-    config: Config = OmegaConf.to_object(tree)
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
     if not config.output:
         config = dataclasses.replace(config, output=_default_output(list(files)))
     return config
@@ -95,7 +96,7 @@ def to_yaml(config: Config) -> str:
 def changes(config: Config, stored_yaml: str) -> dict[str, tuple[Any, Any]]:
     """Key -> (before, now), of the keys whose value differs from a stored config's."""
     now = flatten(_plain(dataclasses.asdict(config)))
-    before = flatten(OmegaConf.to_container(OmegaConf.create(stored_yaml)))
+    before = flatten(_container(OmegaConf.create(stored_yaml)))
     # A stored config of an older version does not have every key.
     default = flatten(_plain(dataclasses.asdict(Config())))
     found = {}
@@ -145,6 +146,12 @@ def _read(file: Path, asked_by: str) -> DictConfig:
     if not isinstance(content, DictConfig):
         raise UserError(f"{file}: a config is a mapping of keys to values")
     return content
+
+
+def _container(part: Any) -> dict[str, Any]:
+    content = OmegaConf.to_container(part)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def _default_output(files: list[Path]) -> str:

@@ -27,7 +27,7 @@ def reference_page() -> str:
     sections = [field for field in dataclasses.fields(Config) if _is_section(field)]
     parts = [HEAD, _table(Config, prefix="")]
     for section in sections:
-        kind = section.default_factory
+        kind = type(getattr(Config(), section.name))
         parts.append(f"\n## {section.name}\n\n{inspect.getdoc(kind)}\n")
         parts.append(_table(kind, prefix=f"{section.name}."))
     return "\n".join(parts)

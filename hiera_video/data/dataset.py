@@ -17,7 +17,8 @@ A batch is a dict:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ Batch = dict[str, Any]
 Get = Callable[[np.ndarray], np.ndarray]  # frame numbers, sorted -> frames [N, H, W, C]
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """Names a sample. With the epoch in it, persistent workers can follow the epochs."""
 
     epoch: int

@@ -21,8 +21,10 @@ _LABEL = re.compile(r"[+-]?\d+\Z")
 
 
 class VideoList:
-    """Rows of a list: `path(i)`, `label(i)` (-1 where there is none), `written(i)` (the path as the
-    list has it).
+    """Rows of a list.
+
+    `path(i)` is where row i lies, `written(i)` its path as the list has it, `label(i)` its label,
+    -1 where there is none.
     """
 
     def __init__(
@@ -74,8 +76,9 @@ class VideoList:
 
 
 def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.train") -> VideoList:
-    """Reads a list file, or a folder of class folders. Relative paths (of the list and in it) are
-    under `root`.
+    """Reads a list file, or a folder of class folders.
+
+    Relative paths, of the list and in it, are under `root`.
 
     `key` is the config key that named it, for the message. Raises UserError.
     """
@@ -128,9 +131,7 @@ def _read_folders(folder: Path, key: str) -> VideoList:
 
 
 def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:
-    """UserError for a row whose label is missing or not in [0, num_classes): the first one, by
-    line.
-    """
+    """Raises UserError for the first row whose label is missing or not in [0, num_classes)."""
     wrong = np.flatnonzero((videos.labels < 0) | (videos.labels >= num_classes))
     if len(wrong):
         row = int(wrong[0])
@@ -138,7 +139,6 @@ def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:
         what = "has no label" if label == -1 else f"has label {label}"
         raise UserError(
             f"{key}: row {row + 1} of {videos.source} ({videos.written(row)}) {what}, but the "
-            f"model has {num_classes} "
-            f"classes, 0 to {num_classes - 1}; set model.num_classes or mend the list "
-            f"({len(wrong)} such rows)"
+            f"model has {num_classes} classes, 0 to {num_classes - 1}; "
+            f"set model.num_classes or mend the list ({len(wrong)} such rows)"
         )

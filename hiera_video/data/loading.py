@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -132,5 +133,5 @@ def _kill_workers() -> None:
         child.kill()
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch

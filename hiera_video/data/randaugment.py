@@ -1,5 +1,4 @@
-"""RandAugment as the published video recipes use it (`rand-m7-mstd0.5-inc1`), one draw for all
-frames of a clip.
+"""RandAugment of the published video recipes (`rand-m7-mstd0.5-inc1`), one draw for a whole clip.
 
 `num_ops` operations are drawn from the table, each is applied with probability 0.5 at a level drawn
 from N(magnitude, std), clipped to [0, 10]; "increasing" operations act more strongly at a higher
@@ -19,7 +18,13 @@ FILL = [128.0, 128.0, 128.0]  # outside the picture after a geometric operation
 APPLY_PROBABILITY = 0.5
 
 
-def _affine(clip: Tensor, *, angle=0.0, translate=(0, 0), shear=(0.0, 0.0)) -> Tensor:
+def _affine(
+    clip: Tensor,
+    *,
+    angle: float = 0.0,
+    translate: tuple[int, int] = (0, 0),
+    shear: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
     return F.affine(
         clip, angle=angle, translate=list(translate), scale=1.0, shear=list(shear),
         interpolation=InterpolationMode.BILINEAR, fill=FILL,

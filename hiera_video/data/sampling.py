@@ -38,8 +38,9 @@ def uniform_clips(
     num_clips: int = 5,
     target_fps: float = 30,
 ) -> np.ndarray:
-    """The PySlowFast test protocol: int64 [num_clips, num_frames]. One clip is taken from the
-    middle.
+    """The PySlowFast test protocol: int64 [num_clips, num_frames].
+
+    One clip is taken from the middle.
     """
     _check(
         num_frames_in_video,
@@ -78,8 +79,9 @@ def segment_clips(
     *,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """One frame from each of `num_frames` equal segments of the whole video (Something-Something):
-    [num_clips, num_frames].
+    """One frame from each of `num_frames` equal segments of a video: [num_clips, num_frames].
+
+    This is how Something-Something is sampled.
 
     With `rng` (training) the frame is drawn within its segment. Without (testing) clip k of K takes
     the point (2 k + 1) / (2 K) of every segment: the middle for one clip, and different frames for
@@ -104,8 +106,9 @@ def sliding_windows(
     *,
     hop_s: float | None = None,
 ) -> np.ndarray:
-    """Windows over the whole video, one every `hop_s` seconds (default: end to end): [windows,
-    num_frames].
+    """Windows over the whole video, one every `hop_s` seconds: [windows, num_frames].
+
+    By default they lie end to end.
 
     If the last regular window ends before the video does, one more is laid so that it ends with the
     video.

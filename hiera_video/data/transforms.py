@@ -1,5 +1,6 @@
-"""From decoded frames to the clips that a model takes. Everything random comes from the generator
-passed in.
+"""From decoded frames to the clips that a model takes.
+
+Everything random comes from the generator passed in.
 
 Legend: frames uint8 [T, C, H, W] (torchvision's layout), clip uint8 [C, T, S, S], S the crop's
 side, V views.
@@ -87,8 +88,7 @@ class EvalCrops:
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """Random resized crop, flip, RandAugment and a box to erase: one view, with one draw for the
-    whole clip.
+    """Random resized crop, flip, RandAugment and a box to erase, one draw for the whole clip.
 
     The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for
     several times the work).
@@ -141,13 +141,14 @@ def random_box(
     aspect: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """top, left, height, width of a box with a share of the area in `scale` and a log-uniform ratio
-    in `aspect`.
+    """(top, left, height, width) of a box with an area and an aspect ratio in the given ranges.
+
+    scale: share of the area. aspect: width over height, drawn log-uniformly.
 
     After ten boxes that do not fit, the largest centred one with an allowed ratio.
     """
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
+        area = height * width * rng.uniform(scale[0], scale[1])
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         h = round(math.sqrt(area / ratio))
         w = round(math.sqrt(area * ratio))
@@ -167,8 +168,9 @@ def normalise(
     erase: Tensor | None = None,
     seeds: Tensor | None = None,
 ) -> Tensor:
-    """uint8 [N, C, T, S, S] on the device -> float32, normalised; boxes `erase` [N, 4] are filled
-    with normal noise.
+    """uint8 [N, C, T, S, S] on the device -> float32, normalised.
+
+    Boxes `erase` [N, 4] are filled with normal noise.
 
     The noise of clip n comes from `seeds[n]`, so it does not depend on what else is in the batch.
     Boxes and seeds are read on the host: keep them there.

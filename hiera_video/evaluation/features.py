@@ -10,6 +10,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ NAME_BYTES = 150  # of a video's name in a file's name
 
 
 class FeatureFiles:
-    """A consumer of evaluate(): `features [clips, dim]`, `times [clips, 2]` in seconds, and
-    `stageN` where asked for.
+    """A consumer of evaluate(): writes a file a video.
 
-    average: one row a video, the mean over its clips; its time is the video's.
+    It holds `features [clips, dim]`, `times [clips, 2]` in seconds, and `stage1..4` where the model
+    gives them. average: one row a video, the mean over its clips; its time is the video's.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class FeatureFiles:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def clips_done(self, row: int) -> int:
-        """How many of its first clips need not be computed again. The last part is: it may be what
-        sets off the join.
+        """How many of a video's first clips need not be computed again.
+
+        The last part is computed again: what it completes may not have been joined.
         """
         done = 0
         for part in self._parts(row)[:-1]:
@@ -80,9 +82,9 @@ class FeatureFiles:
         times = batch["times"][0]
         tensors = {name: value[0].to(self.dtype).contiguous() for name, value in out.items()}
         tensors |= {"times": torch.from_numpy(times)}
-        whole = self.folder / self.name(row)
+        file = self.folder / self.name(row)
         if batch["first"] == 0 and len(times) == batch["total"]:
-            _write(whole, average([tensors]) if self.average else tensors)
+            _write(file, average([tensors]) if self.average else tensors)
         else:
             folder = self.folder / PARTS / f"{row:06d}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +92,9 @@ class FeatureFiles:
             if batch["first"] + len(times) < batch["total"]:
                 return
             if self.average:
-                _write(whole, average(load_file(part) for part in self._parts(row)))
+                _write(file, average(load_file(part) for part in self._parts(row)))
             else:
-                join(self._parts(row), whole)
+                join(self._parts(row), file)
             shutil.rmtree(folder, ignore_errors=True)  # another job may be clearing it
         self.status[row] = "ok"
 
@@ -124,60 +126,75 @@ class FeatureFiles:
 
 
 def average(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One row of each tensor: the mean over all rows of all parts; of the times, from the first to
-    the last.
+    """One row of each tensor: the mean over all rows of all parts.
+
+    `times` goes from the beginning of the first row to the end of the last.
     """
     sums: dict[str, Tensor] = {}
-    kinds: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    spans: list[Tensor] = []
     count = 0
-    first = None
-    last = None
     for part in parts:
-        times = part["times"]
-        count = count + len(times)
-        first = times[0, 0] if first is None else first
-        last = times[-1, 1]
-        for name, t in part.items():
-            sums[name] = sums.get(name, 0) + t.double().sum(0, keepdim=True)
-            kinds[name] = t.dtype
-    means = {name: (total / count).to(kinds[name]) for name, total in sums.items()}
-    return means | {"times": torch.stack([first, last])[None]}
+        spans.append(part["times"])
+        count += len(part["times"])
+        for name, tensor in part.items():
+            of_part = tensor.double().sum(0, keepdim=True)
+            sums[name] = sums[name] + of_part if name in sums else of_part
+            dtypes[name] = tensor.dtype
+    means = {name: (total / count).to(dtypes[name]) for name, total in sums.items()}
+    means["times"] = torch.stack([spans[0][0, 0], spans[-1][-1, 1]])[None]
+    return means
 
 
 def join(parts: list[Path], file: Path) -> None:
-    """Writes the tensors of all parts, one after the other along their first dimension, holding one
-    part at a time.
+    """Writes the tensors of all parts one after the other, along their first dimension.
+
+    One tensor of one part is held at a time. The result is what safetensors itself would write.
     """
-    header: dict[str, dict] = {}
+    header: dict[str, _Joined] = {}
     for part in parts:
         for name, (dtype, shape, begin, end) in _layout(part).items():
-            entry = header.setdefault(
-                name, {"dtype": dtype, "shape": [0, *shape[1:]], "size": 0, "from": []}
-            )
-            entry["shape"][0] += shape[0]
-            entry["size"] += end - begin
-            entry["from"].append((part, begin, end))
+            joined = header.setdefault(name, _Joined(dtype, shape[1:]))
+            joined.rows += shape[0]
+            joined.bytes += end - begin
+            joined.places.append((part, begin, end))
     # Wide elements first, as the format's own writer has it, so that each tensor is aligned.
-    order = sorted(
-        header, key=lambda name: (-int("".join(filter(str.isdigit, header[name]["dtype"]))), name)
-    )
+    order = sorted(header, key=lambda name: (-header[name].bits, name))
     offset = 0
     entries = {}
     for name in order:
-        size = header[name]["size"]
-        entries[name] = {k: header[name][k] for k in ("dtype", "shape")} | {
-            "data_offsets": [offset, offset + size]
+        joined = header[name]
+        entries[name] = {
+            "dtype": joined.dtype,
+            "shape": [joined.rows, *joined.row_shape],
+            "data_offsets": [offset, offset + joined.bytes],
         }
-        offset += size
+        offset += joined.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with written_whole(file) as temporary, open(temporary, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            for part, begin, end in header[name]["from"]:
+            for part, begin, end in header[name].places:
                 with open(part, "rb") as f:
                     f.seek(begin)
                     out.write(f.read(end - begin))
+
+
+@dataclass
+class _Joined:
+    """A tensor that is put together of several files."""
+
+    dtype: str  # of the format, such as F32
+    row_shape: list[int]
+    rows: int = 0
+    bytes: int = 0
+    places: list[tuple[Path, int, int]] = field(default_factory=list)  # file, first byte, last + 1
+
+    @property
+    def bits(self) -> int:
+        """Of an element."""
+        return int("".join(filter(str.isdigit, self.dtype)))
 
 
 def write_manifest(file: Path, lines: list[list]) -> None:
@@ -208,7 +225,8 @@ def _rows_of(file: Path) -> int:
 
 def _layout(file: Path) -> dict[str, tuple[str, list[int], int, int]]:
     """{tensor: (dtype, shape, first byte, last byte + 1 in the file)}
-    (github.com/huggingface/safetensors, Format)
+
+    The format: github.com/huggingface/safetensors.
     """
     with open(file, "rb") as f:
         (length,) = struct.unpack("<Q", f.read(8))

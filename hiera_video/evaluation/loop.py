@@ -6,7 +6,7 @@ together by row. A video that cannot be read is never replaced: it is missing, a
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +86,7 @@ def predict_logits(model: nn.Module) -> Predict:
     return lambda clips: {"logits": model(clips)}
 
 
-def predict_features(
-    model: nn.Module, stages: Sequence[int] = (), *, pool_maps: bool = False
-) -> Predict:
+def predict_features(model: Any, stages: Sequence[int] = (), *, pool_maps: bool = False) -> Predict:
     """-> features [N, dim] and, of each of `stages` (1 to 4), its map [N, t, h, w, C]
 
     pool_maps: the mean of each map, [N, C], in its place.

@@ -46,7 +46,7 @@ class FeatureBank:
         """Left out: a probe is a sample."""
 
     def merged(self, world: World, videos: VideoList) -> tuple[Tensor, Tensor]:
-        """(features [N, dim], labels [N]) of all ranks, on rank 0, in list order; empty elsewhere."""
+        """(features [N, dim], labels [N]) of all ranks, in list order; empty but on rank 0."""
         rows = dict(sorted((row, f) for part in world.gather(self.rows) for row, f in part.items()))
         if not rows:
             return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
@@ -74,6 +74,9 @@ class LinearProbe(nn.Module):
 
     They are standardised by the training features, so that one rate fits every model.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, train_features: Tensor, num_classes: int):
         super().__init__()
@@ -131,7 +134,8 @@ def train_probes(
     for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).split(batch_size):
             features = take(rows, generator)
-            loss = sum(F.cross_entropy(probe(features), labels[rows]) for probe in probes)
+            losses = [F.cross_entropy(probe(features), labels[rows]) for probe in probes]
+            loss = sum(losses[1:], losses[0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

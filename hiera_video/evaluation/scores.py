@@ -7,7 +7,7 @@ Legend: V views of a video, S choices of fewer views.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,7 +139,7 @@ class ViewScores:
         rows = [row for row in self.rows if videos.label(row) >= 0]
         return rows, torch.tensor([videos.label(row) for row in rows], dtype=torch.long)
 
-    def accuracy(self, videos: VideoList) -> dict[str, float | None]:
+    def accuracy(self, videos: VideoList) -> Mapping[str, float | None]:
         """top1 and top5 over the labelled videos, in percent; None if there are none."""
         rows, labels = self.labelled(videos)
         if not rows:

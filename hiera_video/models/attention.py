@@ -1,5 +1,4 @@
-"""Attention of the blocks: PyTorch's fused kernels, and head by head on a CPU with bfloat16
-products but without tiles.
+"""Attention of the blocks: PyTorch's fused kernels, or head by head where those are slow.
 
 On such a processor (AVX512-BF16 without AMX) PyTorch's fused kernel is no faster in bfloat16 than
 in float32, while plain matrix products are twice as fast. A few heads at a time keep the scores in
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hiera_video.models.linear import cpu_capabilities
 
 SCORES = 2**22  # held at a time; 8 MiB in bfloat16
 CUDA_ROWS = 65_535  # a CUDA grid has no more blocks along its second and third dimensions
@@ -37,7 +38,7 @@ def in_row_chunks(q: Tensor, k: Tensor, v: Tensor, *, rows: int) -> Tensor:
 
 
 def _fused_bfloat16_is_slow() -> bool:
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.4 cannot tell
+    has = cpu_capabilities()
     return bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
 
 
@@ -64,7 +65,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def head_by_head_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (_empty_like_heads(t) for t in (q, k, v))
+    dq = _empty_like_heads(q)
+    dk = _empty_like_heads(k)
+    dv = _empty_like_heads(v)
     scores, probabilities = _buffers(q, k, count=2)
     scale = q.shape[-1] ** -0.5
     for part, n in _parts(q, k):
@@ -94,9 +97,7 @@ def _probabilities(q: Tensor, k: Tensor, scores: Tensor, out: Tensor) -> Tensor:
 
 
 def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[tuple[slice, int], int]]:
-    """Indices (rows, head) and the number of rows, so that each part has at most `SCORES` scores or
-    is one row.
-    """
+    """((rows, head), number of rows) of parts with at most `SCORES` scores, or one row, each."""
     step = max(1, SCORES // (q.shape[2] * k.shape[2]))
     for start in range(0, len(q), step):
         rows = slice(start, min(start + step, len(q)))

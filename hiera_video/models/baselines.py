@@ -1,10 +1,11 @@
-"""PyTorchVideo's models as baselines in our loops: one clip in, logits out, any clip size and class
-count.
+"""PyTorchVideo's models as baselines in our loops: one clip in, logits out, any size.
 
 The builders differ in everything: the argument for the class count, a softmax inside (x3d), two
 inputs (slowfast), pools of a fixed size in the head. This file is where those differences end.
 Layout and weights stay PyTorchVideo's own.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,7 @@ class PyTorchVideoModel(nn.Module):
         return self.net(self._pathways(clip))
 
     def features(self, clip: Tensor) -> Tensor:
-        """What the classifier's linear layer reads, averaged over the positions that it is applied
-        at: [B, dim].
-        """
+        """What the classifier's linear layer reads, averaged over positions: [B, dim]."""
         seen: list[Tensor] = []
         head = self.net.get_submodule(self._head)
         hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -60,8 +59,9 @@ def create_pytorchvideo(
     input_size: tuple[int, int, int] = (16, 224, 224),
     head_dropout: float = 0.5,
 ) -> PyTorchVideoModel:
-    """A PyTorchVideo model with random weights for clips of `input_size` (frames, height, width).
-    Raises ValueError.
+    """A PyTorchVideo model with random weights. Raises ValueError.
+
+    input_size: (frames, height, width) of its clips.
     """
     from pytorchvideo.models import hub  # here, because importing it takes seconds
 
@@ -95,5 +95,7 @@ def create_pytorchvideo(
     frames_of = [frames // SLOWFAST_ALPHA, frames] if name == "slowfast_r50" else [frames]
     for pool, t in zip(pools, frames_of, strict=True):
         in_map = (t, -(-height // 32), -(-width // 32))
-        pool.kernel_size = tuple(min(int(k), n) for k, n in zip(pool.kernel_size, in_map))
+        kernel: Any = pool.kernel_size  # PyTorchVideo gives all three sides
+        sides = [min(int(side), n) for side, n in zip(kernel, in_map)]
+        pool.kernel_size = (sides[0], sides[1], sides[2])
     return PyTorchVideoModel(net, two_pathways=name == "slowfast_r50")

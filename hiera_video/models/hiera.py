@@ -117,7 +117,7 @@ class Block(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)
 
 
-def run_block(block: Block, x: Tensor, *, recompute: bool) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
     """The block's output. recompute: keep its input only, and run it again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, x, use_reentrant=False)
@@ -126,6 +126,8 @@ def run_block(block: Block, x: Tensor, *, recompute: bool) -> Tensor:
 
 class Trunk(nn.Module):
     """What the classifier and the masked autoencoder share: the embeddings and the blocks."""
+
+    unit_index: Tensor  # int64 [U, L]: the spatial position of every token
 
     def __init__(self, args: TrunkArgs):
         super().__init__()
@@ -177,9 +179,9 @@ class Trunk(nn.Module):
         return x + F.embedding(self.unit_index, self.position_table())
 
     def embed_visible(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
-        """As `embed`, of the units `visible` [B, V] alone: [B, V, L, C]. Hidden pixels are not read.
+        """As `embed`, of the units `visible` [B, V] alone: [B, V, L, C].
 
-        keep: bool [B, U], True = visible.
+        Hidden pixels are not read. keep: bool [B, U], True = visible.
         """
         self._check_clip(clip)
         x = self.patch_embed.visible_units(
@@ -192,7 +194,7 @@ class Trunk(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """[B, U, L, C] -> the same at the end of every stage, each [B, U, L_stage, C_stage]."""
-        ends = []
+        ends: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, recompute=len(ends) + 1 in self.recompute_stages)
             if i in self.stage_ends:
@@ -200,7 +202,7 @@ class Trunk(nn.Module):
         return ends
 
     def stage_map(self, x: Tensor, stage: int) -> Tensor:
-        """Tokens [B, U, L, C] at the end of `stage` (0 to 3) in spatial order: [B, (t,) h, w, C]."""
+        """Tokens [B, U, L, C] at the end of `stage`, 0 to 3 -> spatial [B, (t,) h, w, C]"""
         done = min(stage, self.q_pool)  # poolings behind these tokens
         grid = tokens.pooled(self.grid, self.q_stride, done)
         unit = tokens.pooled(self.mask_unit_size, self.q_stride, done)

@@ -1,10 +1,11 @@
-"""The linear layer of all models here: `nn.Linear`, whose float32 products run on oneDNN on AMD
-processors.
+"""The linear layer of all models: `nn.Linear`, with float32 products on oneDNN on AMD processors.
 
 There PyTorch's default for float32 (MKL) is 10 to 15% slower for the output and for the input's
 gradient; for the weight's gradient it is the faster one. Values are those of `nn.Linear` to
 rounding, parameters and names are the same.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,14 @@ def _is_plain_float32(x: Tensor) -> bool:
     return is_cpu_float32 and not is_traced
 
 
+def cpu_capabilities() -> dict[str, Any]:
+    """What torch knows of the processor; older releases cannot tell."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell() if tell is not None else {}
+
+
 def _onednn_is_faster() -> bool:
-    # torch 2.4 cannot tell
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    name = str(cpu_capabilities().get("cpu_name", ""))
     return (
         name.startswith("AMD")
         and torch.backends.mkldnn.is_available()
@@ -53,11 +59,11 @@ class _OneDNN(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         grad_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None

@@ -1,12 +1,13 @@
-"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A; layout and quirks of the
-released weights).
+"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A).
+
+Layout and quirks are those of the released weights.
 
 The encoder sees only the visible mask units. Its stages are fused at the final resolution, a plain
 transformer decoder fills in the hidden patches, and the loss is the squared error of their pixels,
 normalised patch by patch.
 
-Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit, N
-= U * S patches, H hidden patches of a clip, P pixels of a patch (P = 3 * 16 * 16), D decoder width.
+Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit,
+N = U * S patches of a clip, H hidden ones, P = 3 * 16 * 16 pixels of a patch, D decoder width.
 """
 
 import math
@@ -34,8 +35,9 @@ class MAEOutput(NamedTuple):
 
 
 def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
-    """The units of lowest noise, `int(U * (1 - mask_ratio))` of them, sorted. noise [B, U] -> int64
-    [B, V].
+    """noise [B, U] -> int64 [B, V]: the units of lowest noise, sorted.
+
+    V = int(U * (1 - mask_ratio)). Raises ValueError for a ratio of no use.
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio={mask_ratio} must be at least 0 and less than 1")
@@ -50,17 +52,21 @@ def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
 
 
 class FusionHead(nn.Module):
-    """Brings a stage to the final resolution of a unit: a convolution with kernel = stride, run as
-    one linear layer.
+    """Brings a stage to the final resolution of a unit.
+
+    A convolution with kernel = stride, run as one linear layer.
 
     The tokens that one kernel covers are the outermost digits of the unit-major order, so no
     spatial order is needed. Parameters keep the shape of the convolution.
     """
 
+    order: Tensor  # int64 [K]: positions of the kernel, in the order of the tokens
+
     def __init__(self, dim: int, dim_out: int, *, stride: Sequence[int], pools: int):
         super().__init__()
         kernel = tuple(s**pools for s in stride)
-        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)](dim, dim_out, kernel, kernel)
+        convolution: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+        conv = convolution(dim, dim_out, kernel, kernel)
         self.weight = conv.weight
         self.bias = conv.bias
         # Kernel positions in the order of the tokens: the kernel is itself a unit that is pooled to
@@ -80,6 +86,8 @@ class MaskedAutoencoder(Trunk):
 
     Arguments: MAEArgs, by keyword. Raises ValueError.
     """
+
+    patch_index: Tensor  # int64 [U, S]: the spatial position of every patch
 
     def __init__(self, **arguments: Any):
         args = MAEArgs(**arguments)

@@ -4,6 +4,7 @@ Legend: B clips, V visible units of a clip, C channels; sizes are (t, h, w), or 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class PatchEmbed(nn.Module):
         padding: Sequence[int],
     ):
         super().__init__()
-        conv = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+        conv: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
         self.proj = conv(in_chans, dim, tuple(kernel), tuple(stride), tuple(padding))
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class PatchEmbed(nn.Module):
         keep: bool [B, U]; visible: int64 [B, V], the kept units, row-major; unit: tokens of a unit;
         units: their grid.
         """
-        conv = self.proj
+        conv: Any = self.proj
         ndim = len(unit)
         keep = keep.unflatten(1, tuple(units))
         # Pixels of a unit, and of a unit with its halo.
@@ -57,7 +58,7 @@ class PatchEmbed(nn.Module):
             keep = keep.repeat_interleave(n, dim=1 + d)  # [B, (T,) H, W]
         behind = [max(w - b - p, 0) for w, b, p in zip(window, box, conv.padding)]
         # F.pad wants pairs of (before, behind), the last dimension first.
-        padding = []
+        padding: list[int] = []
         for pair in reversed(list(zip(conv.padding, behind))):
             padding += pair
         pixels = F.pad(clip * keep[:, None], padding)

@@ -1,5 +1,4 @@
-"""Weights of one input size for a model of another: position tables interpolated, image weights
-inflated to video.
+"""Weights of one input size for a model of another: interpolated, or inflated from images.
 
 Time is interpolated linearly, space bicubically, as PySlowFast does. An image model becomes a video
 model by spreading each patch kernel evenly over its frames and starting the temporal positions at
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.models.hiera import Trunk
 from hiera_video.models.tokens import pooled
 
 Grid = tuple[int, ...]
@@ -34,7 +34,7 @@ def fit_to_model(
     """
     own = model.state_dict()
     done: dict[str, str] = {}
-    if "patch_embed.proj.weight" not in state or not hasattr(model, "grid"):
+    if "patch_embed.proj.weight" not in state or not isinstance(model, Trunk):
         return done
     for name in TABLES:
         if name in state and (state[name].ndim != 3 or len(state[name]) != 1):
@@ -88,7 +88,7 @@ def interpolate(table: Tensor, source: Grid, target: Grid) -> Tensor:
     return x.reshape(1, math.prod(target), channels).to(dtype)
 
 
-def inflate(state: dict[str, Tensor], model: nn.Module) -> None:
+def inflate(state: dict[str, Tensor], model: Trunk) -> None:
     """Image weights -> video weights, in place."""
     frames = model.patch_embed.proj.kernel_size[0]
     kernel = state["patch_embed.proj.weight"]  # [C, 3, kh, kw]
@@ -102,11 +102,9 @@ def inflate(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def source_grid(
-    state: Mapping[str, Tensor], model: nn.Module, metadata: Mapping[str, Any]
+    state: Mapping[str, Tensor], model: Trunk, metadata: Mapping[str, Any]
 ) -> Grid | None:
-    """The grid of tokens that the weights were made for; None if they have no position table that
-    we know.
-    """
+    """The grid of tokens that the weights were made for; None without a known position table."""
     own = model.grid
     arguments = metadata.get("model", {}).get("arguments", {})
     if "input_size" in arguments:
@@ -130,7 +128,7 @@ def source_grid(
 
 
 def _plane(positions: int, own: Sequence[int]) -> tuple[int, int]:
-    """(h, w) with h * w = positions: this model's own, else a square, else of this model's shape."""
+    """(h, w) with h * w = positions: the model's own, else a square, else of the model's shape."""
     if positions == own[0] * own[1]:
         return own[0], own[1]
     side = math.isqrt(positions)

@@ -1,22 +1,21 @@
-"""Token order: which token of a clip lies where. Pure index arithmetic, for any number of
-dimensions.
+"""Token order: which token of a clip lies where. Index arithmetic for any number of dimensions.
 
 A clip is cut into a grid of tokens and the grid into mask units (a box of tokens that is hidden or
 shown as a whole). Two orders are used:
 
     spatial      [B, t, h, w, C]   row-major over the grid; what people and convolutions expect
-    unit-major   [B, U, L, C]      unit by unit (row-major), then the L tokens of a unit, finest pooling offset first
+    unit-major   [B, U, L, C]      unit by unit (row-major), then the L tokens of a unit, the finest
+                                   pooling offset first
 
 Inside a unit, a coordinate is written in the digits of the pooling strides, least significant digit
 outermost. For an 8 x 8 unit pooled three times by 2 x 2, with y = 4 y2 + 2 y1 + y0:
 
-    L = (y0, x0), (y1, x1), (y2, x2)      each pair row-major; the first pair is consumed by the first pooling
+    L = (y0, x0), (y1, x1), (y2, x2)      each pair row-major; the first pooling takes the first
 
 so that pooling is `x.view(B, U, 4, L / 4, C).amax(2)`, a window is one row [L, C], and hiding units
 is a row gather.
 
-Legend: B batch, U units, L tokens of a unit, C channels, D dimensions of the grid (2 image, 3
-video).
+Legend: B batch, U units, L tokens of a unit, C channels.
 """
 
 import math
@@ -39,8 +38,9 @@ def pooled(size: Size, stride: Size, times: int = 1) -> tuple[int, ...]:
 
 
 def to_units(x: Tensor, unit: Size, stride: Size, pools: int) -> Tensor:
-    """Spatial [B, *grid, C] -> unit-major [B, U, L, C], for tokens that `pools` poolings by
-    `stride` lie ahead of.
+    """Spatial [B, *grid, C] -> unit-major [B, U, L, C].
+
+    pools: poolings by `stride` that lie ahead of these tokens.
     """
     grid = x.shape[1:-1]
     ndim = len(unit)
@@ -71,14 +71,12 @@ def unit_index(grid: Size, unit: Size, stride: Size, pools: int) -> Tensor:
 
 
 def _digits(grid: Size, unit: Size, stride: Size, pools: int) -> list[tuple[int, ...]]:
-    """Per dimension: (units, what pooling leaves of a unit, digit of the last pooling, ..., of the
-    first).
-    """
+    """The digits of each dimension: units, what pooling leaves of a unit, last to first pooling."""
     return [(g // u, u // s**pools) + (s,) * pools for g, u, s in zip(grid, unit, stride)]
 
 
 def _order(ndim: int, pools: int) -> list[int]:
-    """Axes of the split tensor [B, (units, rest, digits...) per dimension, C], in unit-major order."""
+    """Axes of the split tensor [B, (units, rest, digits..) per dimension, C], unit-major."""
     per_dim = 2 + pools
 
     def axes(k: int) -> list[int]:  # the k-th digit of every dimension

@@ -1,5 +1,4 @@
-"""Weight files: reading ours and the published ones, and loading them into a model with nothing
-dropped silently.
+"""Weight files, ours and the published ones: read, and loaded with nothing dropped silently.
 
 Ours are safetensors, with one metadata entry `hiera_video` that holds JSON: the model's name and
 constructor arguments, class names, mean, std. The published ones are pickles `{"model_state":
@@ -60,8 +59,9 @@ class LoadReport:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The weight file that `path` means: itself, a step folder's, or a run folder's newest. Raises
-    ValueError.
+    """The weight file that `path` means. Raises ValueError.
+
+    That is the file itself, a step folder's, or the newest of a run folder.
     """
     try:
         path = Path(local(path))
@@ -81,9 +81,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a weight file, ours or a published one. Raises ValueError for what is
-    neither.
-    """
+    """(tensors, metadata) of a weight file, ours or a published one. Raises ValueError."""
     file = weights_file(path)
     if file.suffix == ".safetensors":
         try:
@@ -115,19 +113,21 @@ def metadata_entry(metadata: Mapping[str, Any]) -> dict[str, str]:
 def load_weights(
     model: nn.Module, weights: str | Path | Mapping[str, Tensor], strict: bool = True
 ) -> LoadReport:
-    """Loads a file, step folder, run folder or state dict, in the official layout or ours, into
-    `model`.
+    """Loads weights in the official layout or ours into `model`.
 
-    strict: ValueError if a tensor stays unused or a parameter is re-initialised; the message lists
-    both. Position tables of another input size or frame count are interpolated, image weights are
-    inflated to video, and both are reported; neither counts against `strict`. Not strict: allowed
-    are the known pairs, a masked autoencoder's file in a classifier (its decoder stays unused, its
-    `encoder_norm` becomes `norm`) and another class count (the head is re-initialised). Anything
-    else raises ValueError.
+    weights: a file, step folder, run folder or state dict.
+
+    strict: raises ValueError if a tensor stays unused or a parameter is re-initialised; the message
+    lists both. Position tables of another size are interpolated, image weights are inflated to
+    video; both are reported and do not count against `strict`.
+
+    Not strict: two known pairs are allowed. A masked autoencoder's file in a classifier: its
+    decoder stays unused, its `encoder_norm` becomes `norm`. Another class count: the head is
+    re-initialised. Anything else raises ValueError.
     """
     if isinstance(weights, (str, Path)):
         source = str(weights)
-        (state, metadata) = read_weights(weights)
+        state, metadata = read_weights(weights)
     else:
         source = "a state dict"
         state = _unwrap(weights, "the state dict")
@@ -139,9 +139,8 @@ def load_weights(
     except ValueError as e:
         raise ValueError(f"{source} does not fit this model: {e}") from e
     head = getattr(model, "head_prefix", "head.")
-
-    report = LoadReport(source)
     mismatched = {n for n in own if n in state and state[n].shape != own[n].shape}
+    report = LoadReport(source)
     for name in own:
         fits = name in state and name not in mismatched
         # A head is one thing: where its weight does not fit, its bias is of no use either.
@@ -153,32 +152,49 @@ def load_weights(
     loaded = [name for name, outcome in report.outcomes.items() if outcome in CARRIED]
     report.share_loaded = sum(own[n].numel() for n in loaded) / sum(t.numel() for t in own.values())
 
-    reinitialised = report.names("re-initialised")
-    unused = report.names("unused")
-    if not strict:
-        reinitialised = [n for n in reinitialised if not n.startswith(head)]
-        unused = [n for n in unused if not _belongs_to_decoder(n)]
-    if reinitialised or unused:
-        sizes = [
-            f"{n} is {list(state[n].shape)}, needed {list(own[n].shape)}"
-            for n in sorted(mismatched)[:3]
-        ]
-        raise ValueError(
-            f"{source} does not fit this model"
-            + (f"; re-initialised: {', '.join(_by_module(reinitialised))}" if reinitialised else "")
-            + (f"; unused: {', '.join(_by_module(unused))}" if unused else "")
-            + (f" ({'; '.join(sizes)})" if sizes else "")
-            + _nearest(unused, [n for n in reinitialised if n not in mismatched])
-        )
+    wrong = _what_does_not_fit(report, state, own, allowed_head=None if strict else head)
+    if wrong:
+        raise ValueError(f"{source} does not fit this model{wrong}")
     broken = [n for n in loaded if not _is_sound(state[n], own[n])]
     if broken:
-        raise ValueError(
-            f"{source} is damaged: not numbers, or not finite: {', '.join(_by_module(broken))}"
-        )
+        names = ", ".join(_by_module(broken))
+        raise ValueError(f"{source} is damaged: not numbers, or not finite: {names}")
     with torch.no_grad():
         for name in loaded:
             own[name].copy_(state[name])
     return report
+
+
+def _what_does_not_fit(
+    report: LoadReport,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    *,
+    allowed_head: str | None,
+) -> str:
+    """For a message; empty if all is well.
+
+    allowed_head: prefix of a head that may be re-initialised; a decoder may then stay unused.
+    """
+    reinitialised = report.names("re-initialised")
+    unused = report.names("unused")
+    if allowed_head is not None:
+        reinitialised = [n for n in reinitialised if not n.startswith(allowed_head)]
+        unused = [n for n in unused if not _belongs_to_decoder(n)]
+    if not reinitialised and not unused:
+        return ""
+    mismatched = [n for n in own if n in state and state[n].shape != own[n].shape]
+    wrong = ""
+    if reinitialised:
+        wrong += f"; re-initialised: {', '.join(_by_module(reinitialised))}"
+    if unused:
+        wrong += f"; unused: {', '.join(_by_module(unused))}"
+    sizes = []
+    for name in sorted(mismatched)[:3]:
+        sizes.append(f"{name} is {list(state[name].shape)}, needed {list(own[name].shape)}")
+    if sizes:
+        wrong += f" ({'; '.join(sizes)})"
+    return wrong + _nearest(unused, [n for n in reinitialised if n not in mismatched])
 
 
 def _unwrap(state: Any, source: str) -> dict[str, Tensor]:
@@ -201,21 +217,23 @@ def _unwrap(state: Any, source: str) -> dict[str, Tensor]:
 
 def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the file -> names of the model, for the pairs that differ by a rule."""
-    # a masked autoencoder into a classifier
+    prefixes: dict[str, str] = {}
     if "decoder_pos_embed" in state and "norm.weight" in own:
-        state = {name.replace("encoder_norm.", "norm.") if name.startswith("encoder_norm.") else name: t
-                 for name, t in state.items()}  # fmt: skip
+        prefixes["encoder_norm."] = "norm."  # a masked autoencoder into a classifier
     if "norm.weight" in own and "head.norm.weight" in state:
-        for theirs, ours in TIMM.items():
-            state = {
-                ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t
-                for n, t in state.items()
-            }
-    if all(name.startswith("net.") for name in own) and not any(
-        name.startswith("net.") for name in state
-    ):
-        state = {f"net.{name}": t for name, t in state.items()}  # PyTorchVideo's own files
-    return state
+        prefixes |= TIMM
+    renamed = {_with_prefix(name, prefixes): tensor for name, tensor in state.items()}
+    is_wrapped = all(name.startswith("net.") for name in own)
+    if is_wrapped and not any(name.startswith("net.") for name in renamed):
+        return {f"net.{name}": tensor for name, tensor in renamed.items()}  # PyTorchVideo's files
+    return renamed
+
+
+def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
+    for theirs, ours in prefixes.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _is_sound(tensor: Tensor, own: Tensor) -> bool:

@@ -1,5 +1,6 @@
-"""The named models: the published ones, and tiny and small at 16x224 by the same rule. Sizes: paper
-Table 2.
+"""The named models: the published ones, and tiny and small at 16x224 by the same rule.
+
+Sizes: paper Table 2.
 """
 
 import dataclasses

@@ -163,8 +163,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Logarithms of 1, 2 and 5 times powers of ten, or of the powers alone where those were too
-    many, around [low, high].
+    """Logarithms of round values around [low, high].
+
+    These are 1, 2 and 5 times powers of ten, or the powers alone where that would be too many.
     """
     for parts in ((1, 2, 5), (1,)):
         steps = range(math.floor(low), math.ceil(high) + 2)

@@ -25,7 +25,9 @@ ROWS = {
     "original": "original",
     "masked": "masked: what the model sees",
     "honest": "predicted, honest: brightness and contrast guessed from visible patches",
-    "true": "predicted, with the true brightness and contrast of every patch (looks better than it is)",
+    "true": (
+        "predicted, with the true brightness and contrast of every patch (looks better than it is)"
+    ),
 }
 
 
@@ -49,8 +51,10 @@ def reconstruct(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Reconstruction:
-    """clip: float [1, 3, T, H, W], normalised by mean and std. Which units are hidden depends on
-    the seed alone.
+    """What the model sees and predicts of one clip.
+
+    clip: float [1, 3, T, H, W], normalised by mean and std. Which units are hidden depends on the
+    seed alone.
     """
     noise = torch.rand(1, model.num_units, generator=torch.Generator().manual_seed(seed))
     out = model(clip, mask_ratio=mask_ratio, noise=noise.to(clip.device))

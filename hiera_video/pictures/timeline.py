@@ -6,6 +6,7 @@ Legend: W windows, scores [W, classes], times [W, 2] in seconds.
 import csv
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ WIDTH = 1200
 NAMES = 260
 ROW = 30
 AXIS = 34
+Font = Any  # Pillow's scalable font
 BLUE = (37, 99, 235)
 GREY = (107, 114, 128)
 DRAWN = 3  # classes written on a frame
@@ -97,7 +99,7 @@ def draw_video(
     ):
         stream = container.add_stream("libx264", rate=fps, options={"crf": "20"})
         stream.pix_fmt = "yuv420p"
-        font = None
+        font: Font = None
         for start in range(0, len(grid), FRAMES_HELD):
             part = grid[start : start + FRAMES_HELD]
             needed, back = np.unique(part, return_inverse=True)
@@ -116,9 +118,7 @@ def draw_video(
         container.mux(stream.encode())
 
 
-def labelled(
-    image: Image.Image, scores: torch.Tensor, names: list[str], font: ImageFont.FreeTypeFont
-) -> Image.Image:
+def labelled(image: Image.Image, scores: torch.Tensor, names: list[str], font: Font) -> Image.Image:
     """With the best classes at the bottom, each on a bar as long as its score."""
     pen = ImageDraw.Draw(image, "RGBA")
     line = round(font.size * 1.35)
@@ -139,7 +139,7 @@ def ranked_by_peak(scores: torch.Tensor) -> list[int]:
     return scores.max(0).values.sort(descending=True, stable=True).indices[:ROWS].tolist()
 
 
-def shortened(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+def shortened(text: str, width: float, font: Font) -> str:
     while font.getlength(text) > width and len(text) > 2:
         text = f"{text[:-2]}…"
     return text

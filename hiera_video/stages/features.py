@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import nn
 
@@ -19,7 +19,8 @@ from hiera_video.system.files import sha256_of, write_json
 from hiera_video.system.log import RunLog
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """The rows number, number + count, number + 2 count, .. of a list that `count` jobs share."""
 
     number: int

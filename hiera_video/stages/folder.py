@@ -75,7 +75,7 @@ def claim_folder(folder: Path, config: Config) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     notes = []
     if stored.exists():
-        may_change = MAY_CHANGE
+        may_change = list(MAY_CHANGE)
         if not (folder / "test").exists():
             may_change += MAY_CHANGE_BEFORE_TEST
         changed = changed_keys(config, stored.read_text(), may_change=may_change)

@@ -1,5 +1,6 @@
 """The card of a test: everything that its figures depend on, and nothing that they do not."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def card_lines(card: Card) -> list[str]:
     ]
 
 
-def accuracy_text(accuracy: dict[str, Any]) -> str:
+def accuracy_text(accuracy: Mapping[str, Any]) -> str:
     """accuracy: of ViewScores."""
     if accuracy["top1"] is None:
         return "no accuracy (no scored video has a label)"

@@ -114,7 +114,7 @@ def _curves(folder: Path) -> str:
     rows = [row for _, row in read_metrics(file)] if file.exists() else []
     drawn = ""
     for title, split, keys, log_scale in CURVES:
-        series = {}
+        series: dict[str, charts.Points] = {}
         for key in keys:
             of_split = [row for row in rows if row["split"] == split and row.get(key) is not None]
             series[key] = [(row["step"], row[key]) for row in of_split]

@@ -23,8 +23,9 @@ REQUEUE_S = 120  # how long a task waits for the scheduler to end it after the j
 
 @dataclass
 class Job:
-    """Called by submitit in each task; `requeues`: how often the job may put itself back into the
-    queue.
+    """What submitit calls in each task.
+
+    requeues: how often the job may put itself back into the queue.
     """
 
     config: Config
@@ -46,7 +47,7 @@ class Job:
             raise
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """submitit's own way, for a signal that comes while nothing is trained: the same job again."""
+        """The same job again: submitit's own way, for a signal while nothing is trained."""
         return submitit.helpers.DelayedSubmission(self)
 
     def _requeue(self, why: Interrupted) -> None:

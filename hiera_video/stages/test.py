@@ -50,7 +50,7 @@ class TestStage:
         self.lists = {self.key: self.videos}
         self.classes = build.build_classes(config, self.videos)
         # A list may leave all labels out; then there is no accuracy, but scores.
-        if (self.videos.labels >= 0).any():
+        if (self.videos.labels >= 0).any() and self.classes.count is not None:
             check_labels(self.videos, self.classes.count, key=self.key)
         self.folder = Path(config.output) / "test"
         self.sample = build.test_sampler(config)

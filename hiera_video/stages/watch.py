@@ -14,6 +14,7 @@ from hiera_video.data.lists import VideoList
 from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.evaluation.probe import FeatureBank, nearest_neighbours, spread_rows
+from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.weights import load_weights
 from hiera_video.pictures.reconstruct import reconstruct, sheet
 from hiera_video.stages.protocol import accuracy_text
@@ -123,6 +124,7 @@ class Probe:
         model = build.build_model(self._spec, seed=config.seed)
         load_weights(model, weights, strict=True)
         model = model.to(device).eval()
+        assert isinstance(model, MaskedAutoencoder)  # task=pretrain
         mean = config.data.mean
         std = config.data.std
         batches = build.test_loader(

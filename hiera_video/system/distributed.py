@@ -61,10 +61,11 @@ class World:
         mesh = init_device_mesh(self.device.type, (self.size,))
         for unit in units:
             fully_shard(unit, mesh=mesh)
-        return fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
 
     @contextmanager
-    def gradients_shared(self, module: nn.Module, *, last: bool) -> Iterator[None]:
+    def gradients_shared(self, module: Any, *, last: bool) -> Iterator[None]:
         """Averages gradients over the ranks in the last backward pass of a step only."""
         if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
             module.set_requires_gradient_sync(last)
@@ -133,8 +134,8 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor has it
 
 
-def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A full tensor, the same on all ranks, on the device of `other`, and sharded if `other` is."""
+def placed_like(tensor: Tensor, other: Any) -> Tensor:
+    """A full tensor, the same on all ranks, placed as the tensor `other` is: device and shards."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):
         return tensor

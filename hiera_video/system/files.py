@@ -1,5 +1,4 @@
-"""Files that are whole or not there, and paths that may be elsewhere: the only file that imports
-iopath.
+"""Files that are whole or not there, and paths that may be elsewhere. Only here is iopath imported.
 
 Lists, videos, class names and weights may be named by any path for which an iopath handler is
 registered (`s3://..`, say); `https://` is. A file is fetched once, to iopath's cache, and read from

@@ -1,6 +1,4 @@
-"""What a run says: `log.txt`, `metrics.jsonl`, TensorBoard, and a progress bar where a person is
-watching.
-"""
+"""What a run says: log.txt, metrics.jsonl, TensorBoard, and a progress bar on a terminal."""
 
 import contextlib
 import json
@@ -20,14 +18,15 @@ LOGGER = logging.getLogger("hiera_video")
 
 
 class RunLog:
-    """Open on rank 0 only; on other ranks (`folder` None) every call is a no-op, so that callers
-    need not ask.
+    """The log of a run, open on rank 0 only.
+
+    On other ranks (`folder` None) every call does nothing, so that callers need not ask.
     """
 
     def __init__(self, folder: Path | None, *, lock: FolderLock | None = None):
         self.folder = folder
         self._lock = lock
-        self._board = None
+        self._board: Any = None  # TensorBoard's writer
         if folder is None:
             return
         file = logging.FileHandler(folder / "log.txt", errors="surrogateescape")
@@ -58,9 +57,7 @@ class RunLog:
                 self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def cut_metrics(self, step: int) -> None:
-        """Drops the lines after `step`: a resumed run takes those steps again, and each stands
-        once.
-        """
+        """Drops the lines after `step`: a resumed run takes those steps again."""
         file = self.folder / "metrics.jsonl" if self.folder is not None else None
         if file is None or not file.exists():
             return
@@ -92,18 +89,14 @@ class RunLog:
 
 
 def read_metrics(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, row) of a metrics.jsonl, without the line that a run was killed in, or is just
-    writing.
-    """
+    """(line, row) of a metrics.jsonl, without a line that is only half written."""
     for line in file.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             yield line, json.loads(line)
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line every `every_s` seconds, with the time that is
-    left.
-    """
+    """A bar on a terminal; elsewhere a plain line every `every_s` seconds, with the time left."""
 
     def __init__(
         self, total: int, *, what: str, unit: str, done: int, log: RunLog, every_s: float = 30.0

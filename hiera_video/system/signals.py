@@ -1,24 +1,24 @@
-"""Requests to stop that come as signals: noted at once, answered by the training loop at a step's
-end.
-"""
+"""Requests to stop that come as signals: noted at once, answered at the end of a step."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # what schedulers send before they take a machine away
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Inside the `with`, a stop signal is only noted, in `name`. Elsewhere than in the main thread
-    it changes nothing.
+    """Inside the `with`, a stop signal is only noted, in `name`.
+
+    Elsewhere than in the main thread it changes nothing.
     """
 
     def __init__(self) -> None:
         self.name = ""
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -35,8 +35,9 @@ class StopSignals:
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
-    """Processes that are started inside are deaf to stop signals from their first moment; here they
-    are held until the end.
+    """Processes that are started inside ignore stop signals from their first moment.
+
+    In this process they are held back until the end.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -46,8 +47,6 @@ def stop_signals_held() -> Iterator[None]:
 
 
 def ignore_stop_signals(*_: object) -> None:
-    """For helper processes: a scheduler signals every process of a job, and the run still needs
-    them for its last step.
-    """
+    """For helper processes: a scheduler signals all of a job, and the run needs them to the end."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -8,7 +8,7 @@ every `log_every` steps (interval.py).
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from hiera_video.training.plan import Plan
 class TrainRun:
     """What every step needs, put together once."""
 
-    task: nn.Module  # model and loss
+    task: Any  # model and loss: a module of tasks.py
     wrapped: nn.Module  # the task, as World.wrap returns it
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # torch.optim's, with a flag `found_inf` where it is fused
     ema: Ema | None
     plan: Plan
     config: TrainConfig

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(("patch_embed.", "pos_embed")) else depth + 1
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict]:
+def parameter_groups(model: Any, *, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups with their own `weight_decay` and `lr_scale`.
 
     No decay for vectors (biases, norms) and position tables. Layer decay: scale = d ** (depth + 1 -
@@ -61,19 +62,22 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scales all gradients so that their common L2 norm is at most `limit` (0: not at all). Returns
-    the norm before.
+    """Scales all gradients so that their common L2 norm is at most `limit` (0: not at all).
+
+    Returns the norm before.
     """
-    parameters = [p for p in parameters if p.grad is not None]
-    norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    parameters = list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if limit:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
 
 
 class Ema:
-    """An exponential moving average of a model's parameters: average = decay * average + (1 -
-    decay) * weights.
+    """An exponential moving average of a model's parameters.
+
+    average = decay * average + (1 - decay) * weights
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -91,7 +95,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if config.name == "sgd":
         return torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True

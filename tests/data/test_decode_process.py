@@ -1,4 +1,4 @@
-"""No file hangs or crashes the process that asks for frames: real hangs, real crashes, real kills."""
+"""No file hangs or crashes the process that asks for frames: real hangs, crashes and kills."""
 
 import csv
 import json

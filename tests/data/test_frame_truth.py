@@ -210,9 +210,10 @@ def make(folder, name):
 
 
 FILES = """
-plain.mp4 b_frames.mp4 short_groups.mp4 short_groups.mov short_groups.mkv open_groups.mp4 open_groups.mkv vfr.mp4 vfr.mkv
-fragmented.mp4 late_start.mp4 cut_start.mp4 cut_start_open_groups.mp4 cut_end.mp4 cut_both.mp4 rotated.mp4 one_frame.mp4
-two_frames.mp4 odd_size.mp4 hevc.mp4 hevc.mkv vp9.webm vp8.webm av1.mkv mpeg4.mp4 mpeg4.avi mpeg4_b_frames.avi
+plain.mp4 b_frames.mp4 short_groups.mp4 short_groups.mov short_groups.mkv open_groups.mp4
+open_groups.mkv vfr.mp4 vfr.mkv fragmented.mp4 late_start.mp4 cut_start.mp4
+cut_start_open_groups.mp4 cut_end.mp4 cut_both.mp4 rotated.mp4 one_frame.mp4 two_frames.mp4
+odd_size.mp4 hevc.mp4 hevc.mkv vp9.webm vp8.webm av1.mkv mpeg4.mp4 mpeg4.avi mpeg4_b_frames.avi
 h264_b_frames.avi h264_b_frames.ts
 """.split()  # noqa: SIM905
 TABLE: dict[str, dict[str, str]] = {}

@@ -154,7 +154,8 @@ def test_pytorchvideo_models_give_logits_for_any_clip(name):
 
 def test_importing_the_package_has_no_side_effects(tmp_path):
     """From any folder: nothing printed, no heavy module loaded, no file left."""
-    code = "import hiera_video, sys; print(sorted({'torch', 'decord', 'pytorchvideo'} & set(sys.modules)))"
+    heavy = "{'torch', 'decord', 'pytorchvideo'}"
+    code = f"import hiera_video, sys; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

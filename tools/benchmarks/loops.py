@@ -175,9 +175,7 @@ def report(title: str, clock: Clock, total: float, count: int) -> dict:
 
 
 def waiting(args: argparse.Namespace, folder: Path) -> dict:
-    """Runs of main.py's training stage on real files: the share of the time that they wait for
-    data.
-    """
+    """Training runs on real files: the share of the time that they wait for data."""
     videos = [str(Path(v).resolve()) for v in args.videos]
     videos = videos or [str(make_kinetics_like(folder / "made.mp4", keyframes=250))]
     count = args.batch * (args.steps + args.log_every)
@@ -215,9 +213,8 @@ def waiting(args: argparse.Namespace, folder: Path) -> dict:
         lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
         # the first one holds the start
         seen = [row for row in lines if row["split"] == "train"][1:]
-        wait, speed = (
-            sum(row[k] for row in seen) / len(seen) for k in ("data_wait", "clips_per_s")
-        )
+        wait = sum(row["data_wait"] for row in seen) / len(seen)
+        speed = sum(row["clips_per_s"] for row in seen) / len(seen)
         said = "waits for data" in (output / "log.txt").read_text().replace(
             "of it waiting for data", ""
         )

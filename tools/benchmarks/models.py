@@ -41,9 +41,7 @@ CPU = torch.device("cpu")
 
 
 class PlainViT(nn.Module):
-    """A plain video ViT with 2x16x16 tokens, global attention, from torchvision's encoder: a
-    yardstick, never trained.
-    """
+    """A plain video ViT with 2x16x16 tokens and global attention: a yardstick, never trained."""
 
     def __init__(self, dim: int, depth: int, heads: int):
         super().__init__()

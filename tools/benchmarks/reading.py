@@ -22,12 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
-from benchmarks.loops import evaluation_overhead
 from benchmarks.shared import (
     describe,
     make_kinetics_like,
@@ -35,22 +33,17 @@ from benchmarks.shared import (
     print_table,
     write_figures,
 )
+from benchmarks.views import benchmark_views
 
-from hiera_video.data.dataset import ClipDataset, Key, collate
+from hiera_video.data.dataset import collate
 from hiera_video.data.decode import pyav_reader
 from hiera_video.data.decode.packets import Manifest
 from hiera_video.data.decode.process import DecodeProcess
 from hiera_video.data.decode.readers import missing_decoder, open_video
-from hiera_video.data.decode.source import VideoSource
-from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import (
-    ClipSampler,
-    ClipShape,
-    UniformClips,
     random_clip,
-    uniform_clips,
 )
-from hiera_video.data.transforms import EvalCrops, TrainCrop, Transform, Views
+from hiera_video.data.transforms import TrainCrop
 from hiera_video.system.errors import UserError, VideoError
 
 CLIP_S = 64 / 30
@@ -184,9 +177,7 @@ def benchmark_loader(args: argparse.Namespace, videos: list[str]) -> dict:
 
 
 def watchdog_cost(path: str, pairs: int, clips: int = 8) -> dict:
-    """CPU time of decoding in a process of its own, parent and child together, over decoding here:
-    median of pairs.
-    """
+    """CPU time of decoding in an own process, parent and child, over decoding here: a median."""
     rng = np.random.default_rng(3)
     info = info_of(path)
     ratios = []
@@ -309,56 +300,6 @@ def clock_of(spent: dict[str, float], name: str, work: Callable) -> Callable:
             return work(*arguments)
 
     return timed
-
-
-# -- testing: many views of a video
-
-
-class OneView:
-    """View k of the 15: what a loader does that decodes for every view."""
-
-    def __init__(self, k: int):
-        self.k = k
-
-    def sample(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
-        return uniform_clips(count, fps, 16, 4, num_clips=5)[self.k // 3][None]
-
-    def transform(self, frames: torch.Tensor, rng: np.random.Generator) -> Views:
-        views = EvalCrops(224, 224, 3)(frames)
-        k = self.k % 3
-        return Views(views.clips[k : k + 1], views.erase[k : k + 1])
-
-
-def benchmark_views(args: argparse.Namespace, videos: list[str]) -> dict:
-    listed = VideoList(videos, [0] * len(videos))
-
-    def data_set(sample: ClipSampler, transform: Transform) -> ClipDataset:
-        source = VideoSource(timeout_s=60)
-        return ClipDataset(listed, sample=sample, transform=transform, source=source)
-
-    together = data_set(UniformClips(ClipShape(), 5), EvalCrops(224, 224, 3))
-    apart = []
-    for k in range(15):
-        view = OneView(k)
-        apart.append(data_set(view.sample, view.transform))
-    key = Key(0, 0)
-    equal = torch.equal(torch.cat([d[key]["clip"] for d in apart]), together[key]["clip"])
-    if not equal:
-        raise VideoError("views from one decode differ from those decoded one by one")
-    times: dict[str, list[float]] = {"one decode": [], "15 decodes": []}
-    for k in range(max(args.rounds // 5, 3)):
-        key = Key(0, k % len(videos))
-        for name, datasets in (("one decode", [together]), ("15 decodes", apart)):
-            began = time.perf_counter()
-            for dataset in datasets:
-                dataset[key]
-            times[name].append(time.perf_counter() - began)
-    means = {name: statistics.fmean(t) for name, t in times.items()}
-    ratio = means["one decode"] / means["15 decodes"]
-    rows = [[name, f"{1e3 * t:.1f}", f"{t / means['15 decodes']:.3f}"] for name, t in means.items()]
-    print_table(rows, ["5 clips x 3 crops", "mean ms a video", "of 15 decodes"])
-    testing = evaluation_overhead("tiny", videos=max(args.rounds // 20, 1))
-    return {"views_ms": {k: 1e3 * v for k, v in means.items()}, "ratio": ratio, "testing": testing}
 
 
 def parser() -> argparse.ArgumentParser:

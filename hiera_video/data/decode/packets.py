@@ -8,16 +8,19 @@ import json
 import os
 import sqlite3
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 
 from hiera_video.system.errors import VideoError
 
+T = TypeVar("T")
 FALLBACK_FPS = 30.0  # for a file that states no frame rate and has a single frame
 UNEVEN = 0.5  # frames: time stamps further than this from an even grid make a variable frame rate
 
@@ -65,8 +68,7 @@ class VideoInfo:
         return bool(np.abs(self.times * self.fps - np.arange(self.num_frames)).max() <= UNEVEN)
 
     def grid(self) -> np.ndarray:
-        """int64: the frames that are shown at 0, 1, 2 ... times 1 / fps seconds, which is what
-        clips are drawn from.
+        """int64: the frames shown at 0, 1, 2 .. times 1 / fps seconds; clips are drawn from them.
 
         Of a constant rate, every frame once. Of a variable one, a frame that stays is repeated, and
         one of a burst left out.
@@ -153,14 +155,15 @@ class Packets:
 
 
 class Manifest:
-    """Scans by path, kept in a file that many processes read and add to. It is a cache: whatever is
-    wrong with it, files are scanned anew. A file that has changed its size or time since is scanned
-    again.
+    """Scans by path, in a file that many processes read and add to.
+
+    It is a cache: whatever is wrong with it, files are scanned anew. A file that has changed its
+    size or time since is scanned again.
     """
 
     def __init__(self, file: str | Path):
         self._file = str(file)
-        self._connection = None
+        self._connection: sqlite3.Connection | None = None
         self._open()
 
     def find(self, path: str) -> Packets | None:
@@ -184,13 +187,14 @@ class Manifest:
     def _open(self) -> None:
         try:
             Path(self._file).parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self._file, timeout=5, isolation_level=None)
-            self._connection.execute("PRAGMA synchronous = OFF")  # a cache may be lost
-            self._connection.execute(
+            connection = sqlite3.connect(self._file, timeout=5, isolation_level=None)
+            connection.execute("PRAGMA synchronous = OFF")  # a cache may be lost
+            connection.execute(
                 "CREATE TABLE IF NOT EXISTS scans (path BLOB PRIMARY KEY, stamp TEXT, scan BLOB)"
             )
         except (sqlite3.Error, OSError):
-            self._connection = None
+            return
+        self._connection = connection
 
     def _run(self, statement: str, values: tuple) -> list:
         if self._connection is None:
@@ -219,7 +223,7 @@ def _stamp(path: str) -> str:
 DAMAGE = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)
 
 
-def errors_named(work, *arguments):
+def errors_named(work: Callable[..., T], *arguments: Any) -> T:
     """What a damaged file makes FFmpeg or PyAV raise, as a VideoError."""
     try:
         return work(*arguments)

@@ -1,5 +1,4 @@
-"""Decoding in a process of its own that can be killed: no file can hang or crash the process that
-asks for frames.
+"""Decoding in a process that can be killed: no file can hang or crash the one that asks.
 
     decoder = DecodeProcess(timeout_s=30)  # starts at the first request, and again after a kill
     with decoder.open(path, "decord") as video:    # info, get and close, as of open_video
@@ -59,16 +58,18 @@ class DecodeProcess:
     def __init__(self, *, timeout_s: float, manifest: str | Path | None = None):
         self.timeout_s = timeout_s
         self.manifest = manifest
-        self._child: subprocess.Popen | None = None
+        self._child: Any = None  # subprocess.Popen, while it lives
         self._owner = 0
-        self._memory: BinaryIO | None = None
+        self._memory: Any = None  # the file in memory that both have mapped
         self._map: mmap.mmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_child": None, "_owner": 0, "_memory": None, "_map": None}
 
     def open(self, path: str | Path, decoder: str) -> "BoundedReader":
-        """Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the
+        """Opens a video.
+
+        Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the
         child.
         """
         name, info = self._ask("open", str(path), decoder)
@@ -233,7 +234,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
     send(replies, "ready")
     manifest = Manifest(manifest_file) if manifest_file else None
     opened: open_video | None = None
-    reader = None
+    reader: Any = None
     count = 0
     with contextlib.suppress(EOFError):
         while True:
@@ -267,14 +268,16 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
 def _put(descriptor: int, frames: np.ndarray) -> None:
     if os.fstat(descriptor).st_size < frames.nbytes:
         os.ftruncate(descriptor, frames.nbytes)
-    view = memoryview(np.ascontiguousarray(frames)).cast("B")
+    view = np.ascontiguousarray(frames).data.cast("B")
     offset = 0
     while offset < len(view):
         offset += os.pwrite(descriptor, view[offset:], offset)
 
 
 def _trim_memory() -> None:
-    """Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a
+    """Gives free memory back to the system.
+
+    Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a
     kilobyte a video.
     """
     trim = (

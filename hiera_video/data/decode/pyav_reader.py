@@ -1,5 +1,4 @@
-"""Frames with PyAV: exact on every kind of file that was tried, and the reference for the other
-readers.
+"""Frames with PyAV: exact on every kind of file that was tried, and the other readers' reference.
 
 For the wanted frames of one group of pictures it seeks to the group's keyframe and decodes up to
 the last of them; frames that are neither wanted nor needed by others (non-reference B frames) are
@@ -16,12 +15,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
 
 from hiera_video.data.decode.packets import DAMAGE, Packets, errors_named, reason
 from hiera_video.system.errors import VideoError
+
+LATE_FRAMES = 16  # past the last wanted one, after which a missing one will not come
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ class PyAVReader:
         return VideoReport(frames, self.info.fps, size[1], size[0], damage, remark)
 
     def _decode_all(self, *, strict: bool) -> tuple[int, tuple[int, int], str]:
-        """(frames, (height, width) of the first, what is wrong with the first coded frame that does
-        not decode)
+        """(frames, (height, width) of the first, the first damage)
+
+        The damage is what is wrong with the first coded frame that does not decode; empty if all
+        do.
         """
         self.close()
         self._open(strict=strict)
@@ -125,7 +129,7 @@ class PyAVReader:
         stream.codec_context.thread_count = 1
         if strict:
             stream.codec_context.options = {"err_detect": "explode"}
-        self._stream = stream
+        self._stream: Any = stream  # PyAV's types name every kind of stream
 
     def _scan(self) -> Packets:
         packets = Packets.scan(self._container, self._stream)
@@ -154,54 +158,25 @@ class PyAVReader:
         return images
 
     def _decode_group(self, keyframe: int | None, stamps: set[int]) -> dict[int, np.ndarray]:
-        """Decodes from a keyframe until all `stamps` are found, or until it is clear that they will
-        not be.
-        """
-        packets = self._packets_from(keyframe)
+        """Decodes from a keyframe until all `stamps` are found, or clearly will not be."""
         codec = self._stream.codec_context
-        last = max(stamps)
-        found = {}
-        first = True
+        damage = _Damage()
+        found: dict[int, np.ndarray] = {}
+        is_first = True
         late = 0
-        # in the order of packets: from one that does not decode to the next keyframe
-        key_pts = -math.inf
-        damaged = set()
-        broken = leading_broken = False
-        # in the order of frames: from one that is marked corrupt to the next keyframe
-        concealed = False
-        for packet in packets:
+        for packet in self._packets_from(keyframe):
             codec.skip_frame = "DEFAULT" if packet.is_keyframe or packet.pts in stamps else "NONREF"
-            if packet.is_keyframe and packet.pts is not None:
-                key_pts = packet.pts
-                broken = False
-                leading_broken = False
-            # Leading: after a keyframe in the file, shown before it. Only others that lead may
-            # build on it.
-            leads = packet.pts is not None and packet.pts < key_pts
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                frames = []
-                broken = broken or not leads
-                leading_broken = True
-            if broken or (leading_broken and leads):
-                damaged.add(packet.pts)
-            for frame in frames:
-                if (
-                    first
-                    and keyframe is not None
-                    and frame.pts is not None
-                    and frame.pts > min(stamps)
-                ):
+            for frame in damage.decode(packet):
+                shown_later = frame.pts is not None and frame.pts > min(stamps)
+                if is_first and keyframe is not None and shown_later:
                     return {}  # the seek went too far
-                first = False
-                concealed = frame.is_corrupt or (concealed and not frame.key_frame)
-                if frame.pts in stamps and frame.pts not in damaged and not concealed:
+                is_first = False
+                if damage.is_whole(frame) and frame.pts in stamps:
                     found[frame.pts] = _image(frame)
-                # Frames come out in time order: well past the last wanted one, what is missing will
-                # not come.
-                late += frame.pts is not None and frame.pts > last
-            if len(found) == len(stamps) or late > 16:
+                # Frames come out in time order: well past the last wanted one, what is missing
+                # will not come.
+                late += frame.pts is not None and frame.pts > max(stamps)
+            if len(found) == len(stamps) or late > LATE_FRAMES:
                 break
         return found
 
@@ -251,6 +226,43 @@ class PyAVReader:
             for frame in frames:
                 concealed = frame.is_corrupt or (concealed and not frame.key_frame)
                 yield None if concealed else frame
+
+
+class _Damage:
+    """Which frames of a stream are whole, from one keyframe to the next.
+
+    A packet that does not decode spoils what follows it in the file. Leading packets, which follow
+    a keyframe in the file but are shown before it, spoil other leading ones only.
+    """
+
+    def __init__(self) -> None:
+        self._key_pts = -math.inf
+        self._broken = False
+        self._leading_broken = False
+        self._spoiled: set[int | None] = set()  # time stamps
+        self._concealed = False  # in the order of frames, from one marked corrupt
+
+    def decode(self, packet: Any) -> list[Any]:
+        """The frames that the packet completes; none if it does not decode."""
+        if packet.is_keyframe and packet.pts is not None:
+            self._key_pts = packet.pts
+            self._broken = False
+            self._leading_broken = False
+        leads = packet.pts is not None and packet.pts < self._key_pts
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            frames = []
+            self._broken = self._broken or not leads
+            self._leading_broken = True
+        if self._broken or (self._leading_broken and leads):
+            self._spoiled.add(packet.pts)
+        return frames
+
+    def is_whole(self, frame: Any) -> bool:
+        """To be asked of every frame, in order."""
+        self._concealed = frame.is_corrupt or (self._concealed and not frame.key_frame)
+        return frame.pts not in self._spoiled and not self._concealed
 
 
 def _image(frame: av.VideoFrame) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""Videos that hung or crashed their decoder: kept in a file, so that no later pass or run pays for
-them again.
+"""Videos that hung or crashed their decoder, in a file, so that no later run pays for them again.
 
 The file is `path,reason`, one video a line, appended to by every worker; delete a line to give its
 video another try.

@@ -15,7 +15,7 @@ that the chosen decoder reads wrongly goes to PyAV.
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,8 +54,11 @@ class open_video:
 
 def inspect_video(path: str | Path) -> VideoReport:
     """Decodes every frame. Raises VideoError where there is none."""
-    with open_video(path, "pyav") as video:
-        return errors_named(video.inspect)
+    reader = PyAVReader(str(path))
+    try:
+        return errors_named(reader.inspect)
+    finally:
+        reader.close()
 
 
 def missing_decoder(decoder: str) -> str:
@@ -93,7 +96,9 @@ class DecordReader:
 
     name = "decord"
 
-    def __init__(self, reader, path: str, packets: Packets, errors: tuple[type[Exception], ...]):
+    def __init__(
+        self, reader: Any, path: str, packets: Packets, errors: tuple[type[Exception], ...]
+    ):
         self._reader = reader
         self._path = path
         self._packets = packets
@@ -102,9 +107,7 @@ class DecordReader:
 
     @classmethod
     def open(cls, path: str, packets: Packets) -> "DecordReader | None":
-        """None where decord is not installed, cannot open the file, or counts other frames than the
-        scan.
-        """
+        """None where decord is missing, cannot open the file, or counts other frames."""
         try:
             import decord
         except ImportError:
@@ -140,7 +143,7 @@ class TorchCodecReader:
 
     name = "torchcodec"
 
-    def __init__(self, decoder, path: str, packets: Packets):
+    def __init__(self, decoder: Any, path: str, packets: Packets):
         self._decoder = decoder
         self._path = path
         self._packets = packets
@@ -148,9 +151,7 @@ class TorchCodecReader:
 
     @classmethod
     def open(cls, path: str, packets: Packets) -> "TorchCodecReader | None":
-        """None where torchcodec does not load, cannot open the file, or counts other frames than
-        the scan.
-        """
+        """None where torchcodec does not load, cannot open the file, or counts other frames."""
         try:
             from torchcodec.decoders import VideoDecoder
 
@@ -174,13 +175,11 @@ class TorchCodecReader:
         del self._decoder
 
 
-OTHERS = {"decord": DecordReader, "torchcodec": TorchCodecReader}
+OTHERS: dict[str, Any] = {"decord": DecordReader, "torchcodec": TorchCodecReader}
 
 
 def _unique(indices: Sequence[int] | np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """(sorted indices without repeats, where each of the given ones is among them). Raises
-    IndexError.
-    """
+    """(sorted indices without repeats, where each given one is among them). Raises IndexError."""
     unique, back = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if not len(unique) or unique[0] < 0 or unique[-1] >= num_frames:
         raise IndexError(f"frames {unique[:1]} to {unique[-1:]} of a video of {num_frames} frames")

@@ -14,13 +14,18 @@ def rows(videos):
 
 
 def test_list_format(tmp_path):
-    text = "a/b.mp4 3\n\nmy holiday 2.mp4 17\nno_label.mp4\nwith spaces.mp4\n  tabbed.mp4\t0  \nüber.mp4 -1\n"
+    text = "a/b.mp4 3\n\nmy holiday 2.mp4 17\nno_label.mp4\nwith spaces.mp4\n"
+    text += "  tabbed.mp4\t0  \nüber.mp4 -1\n"
     (tmp_path / "train.csv").write_text(text, encoding="utf-8")
     videos = read_videos("train.csv", root=tmp_path)
     assert rows(videos) == [
-        ("a/b.mp4", 3), ("my holiday 2.mp4", 17), ("no_label.mp4", -1), ("with spaces.mp4", -1), ("tabbed.mp4", 0),
+        ("a/b.mp4", 3),
+        ("my holiday 2.mp4", 17),
+        ("no_label.mp4", -1),
+        ("with spaces.mp4", -1),
+        ("tabbed.mp4", 0),
         ("über.mp4", -1),
-    ]  # fmt: skip
+    ]
     assert videos.path(0) == str(tmp_path / "a/b.mp4")
 
 
