@@ -1,11 +1,12 @@
-# make demo   the whole path on MovingShapes, some minutes on two cores
-# make test   the test suite (at most 12 minutes on two cores), files in two processes of one thread each
-# make trials the long figures
-# make lint   style
+# make demo     the whole path on MovingShapes, some minutes on two cores
+# make test     the test suite (at most 10 minutes on two cores), in two processes of one thread each
+# make trials   the long figures
+# make lint     style and types
+# make docs     the pages that are made from the code
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test trials lint clean
+.PHONY: demo test trials lint docs clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -19,6 +20,10 @@ trials: .venv/tested
 lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m hiera_video.config.reference > docs/configuration.md
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -27,10 +32,10 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-.venv/installed: .venv/bin/python setup.py
+.venv/installed: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/tested: .venv/bin/python setup.py
+.venv/tested: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ .venv/installed

@@ -1,13 +1,17 @@
 """Configs: strict, helpful, complete."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import start
 
 from hiera_video.build import build_model, model_spec
-from hiera_video.config import changed_keys, load_config, to_yaml, valid_keys
+from hiera_video.config import ModelConfig, changed_keys, load_config, to_yaml, valid_keys
+from hiera_video.config.reference import reference_page
+from hiera_video.models.arguments import HieraArgs, MAEArgs
 from hiera_video.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +95,8 @@ def test_shipped_config(file):
     if "K400" in file or "SSv2" in file:
         assert config.data.decoder == "decord"
         assert yaml.safe_load(text)["data"]["root"] is None
+    if "K600" in file or "K700" in file:
+        assert len(yaml.safe_load(text)) <= 3, "only what differs from Kinetics-400"
     if "SSv2" in file or "demo" in file:
         assert config.data.directional
     if "demo" in file:
@@ -107,3 +113,80 @@ def test_every_key_is_read_by_someone():
         if section == "model":
             continue  # constructor arguments, passed on by name
         assert re.search(rf"\.{name}\b|\"{name}\"", code), key
+
+
+def test_bases(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/root.yaml").write_text("train: {epochs: 5, repeats: 2}\nseed: 3\n")
+    (tmp_path / "near.yaml").write_text("base: far/root.yaml\ntrain: {epochs: 6}\n")
+    (tmp_path / "leaf.yaml").write_text("base: near.yaml\noptim: {lr: 0.5}\n")
+    config = load_config(tmp_path / "leaf.yaml", ["train.repeats=4"])
+    found = (config.train.epochs, config.train.repeats, config.seed, config.optim.lr)
+    assert found == (6, 4, 3, 0.5)
+    assert config.output == "runs/leaf"
+    assert "base" not in yaml.safe_load(to_yaml(config))
+
+
+def test_two_configs_of_a_name_do_not_meet(tmp_path):
+    for folder, text in (("A", "seed: 1\n"), ("B", "base: ../A/x.yaml\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.yaml").write_text(text)
+    assert load_config(tmp_path / "A/x.yaml").output == "runs/x"
+    assert load_config(tmp_path / "B/x.yaml").output == "runs/B_x"
+    outputs = [load_config(ROOT / file).output for file in CONFIGS]
+    assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: gone.yaml", "c.yaml: base: there is no config file"),
+        ("base: c.yaml", "is a base of itself"),
+        ("base: [a, b]", "must be the path of a config file"),
+        ("base: wrong.yaml", "wrong.yaml: there is no key 'train.epoch'"),
+        ("base: cycle.yaml", "c.yaml is a base of itself"),
+    ],
+)
+def test_wrong_bases(tmp_path, text, message):
+    (tmp_path / "wrong.yaml").write_text("train: {epoch: 3}")
+    (tmp_path / "cycle.yaml").write_text("base: c.yaml")
+    with pytest.raises(UserError) as e:
+        load(tmp_path, text)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_show_config(tool):
+    out = tool(
+        *("tools/run_net.py", "--cfg", "configs/K700/hiera_l_16x4.yaml", "--show-config"),
+        "train.epochs=7",
+    ).stdout
+    shown = yaml.safe_load(out)
+    assert shown["train"]["epochs"] == 7 and shown["model"]["name"] == "hiera_large_16x224"
+    assert shown["data"]["classes"] == "datasets/labels/k700.txt"
+
+
+def test_the_reference_page_is_of_this_code():
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert page == reference_page(), "make docs"
+    for key in valid_keys():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+        assert line.split("|")[3].strip(), f"{key} has no meaning"
+
+
+def test_model_keys_are_the_constructors_arguments():
+    of_config = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
+    of_models = {field.name for args in (HieraArgs, MAEArgs) for field in dataclasses.fields(args)}
+    assert of_config == of_models
+
+
+def test_keys_that_define_no_result_may_change(tmp_path, finetune):
+    """They are named in the log; others are refused."""
+    start(*finetune("run", "train.log_every=2", "stages=[train]"))
+    start(*finetune("run", "train.log_every=1", "train.accumulate=2", "test.batch_size=3"))
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "config: train.log_every was 2, is 1" in log
+    assert "config: test.batch_size was 1, is 3" in log
+    with pytest.raises(UserError, match=r"keys differ: optim\.lr"):
+        start(*finetune("run", "optim.lr=0.5"))
+    with pytest.raises(UserError, match=r"keys differ: test\.batch_size"):
+        start(*finetune("run"))

@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "data/moving_shapes"
 RUNS = "runs/demo"
+PRETRAIN = "configs/demo/pretrain.yaml"
+FINETUNE = "configs/demo/finetune.yaml"
 
 
 def step(title: str, *command: str) -> None:
@@ -28,41 +30,35 @@ def main() -> None:
     ).parse_args()
     start = time.monotonic()
     step("MovingShapes: 960 small videos", "datasets/moving_shapes.py", DATA)
-    step(
-        "Masked-autoencoder pretraining", "tools/run_net.py", "--cfg", "configs/demo/pretrain.yaml"
-    )
-    step(
-        "Fine-tuning, then 5 clips x 3 crops",
-        "tools/run_net.py",
-        "--cfg",
-        "configs/demo/finetune.yaml",
-    )
+    step("Masked-autoencoder pretraining", "tools/run_net.py", "--cfg", PRETRAIN)
+    step("Fine-tuning, then 5 clips x 3 crops", "tools/run_net.py", "--cfg", FINETUNE)
     step(
         "Features of every validation video",
-        *(
-            "tools/extract_features.py",
-            "--cfg",
-            "configs/demo/finetune.yaml",
-            "--weights",
-            f"{RUNS}/finetune",
-        ),
+        *("tools/extract_features.py", "--cfg", FINETUNE, "--weights", f"{RUNS}/finetune"),
         *("--videos", f"{DATA}/val.csv", "--output", f"{RUNS}/features"),
     )
+    print(summary(time.monotonic() - start))
+
+
+def summary(seconds: float) -> str:
     rows = (ROOT / RUNS / "pretrain/metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, rows) if row["split"] == "train"]
     test = json.loads((ROOT / RUNS / "finetune/test/metrics.json").read_text())
-    print(
-        f"\nDone in {time.monotonic() - start:.0f} s.\n"
-        f"pretraining  {RUNS}/pretrain     loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
-        f"fine-tuning  {RUNS}/finetune     weights in checkpoints/latest, curves in tb/ and "
-        "metrics.jsonl\n"
-        f"test         {RUNS}/finetune/test/metrics.json, predictions.csv\n"
-        f"report       {RUNS}/finetune/report.html, {RUNS}/pretrain/report.html: open them in a "
-        "browser\n"
-        f"features     {RUNS}/features/manifest.csv\n"
-        f"top-1 {test['top1']:.2f} over {test['views'][0]} clips x {test['views'][1]} crops of "
-        f"{test['videos']} of {test['videos_expected']} validation videos"
-    )
+    clips, crops = test["views"]
+    return f"""
+Done in {seconds:.0f} s.
+pretraining  {RUNS}/pretrain     loss {losses[0]:.3f} -> {losses[-1]:.3f}
+fine-tuning  {RUNS}/finetune     weights in checkpoints/latest, curves in tb/ and metrics.jsonl
+test         {RUNS}/finetune/test/metrics.json, predictions.csv
+features     {RUNS}/features/manifest.csv
+top-1 {test["top1"]:.2f} over {clips} clips x {crops} crops of {test["videos"]} of \
+{test["videos_expected"]} validation videos
+
+Look first at, in a browser:
+  {RUNS}/pretrain/report.html   what the autoencoder sees and predicts
+  {RUNS}/finetune/report.html   curves, accuracy by class, confusions, best and worst videos
+Then:
+  python tools/predict.py {DATA}/val/disc_moving_left --weights {RUNS}/finetune"""
 
 
 if __name__ == "__main__":
