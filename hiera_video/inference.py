@@ -257,8 +257,9 @@ def spread_frames(source: VideoSource, path: str, count: int) -> np.ndarray:
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type not in DEVICES:
+    kind = device.split(":")[0]  # cuda:1 names one of several
+    if kind not in DEVICES:
         raise ValueError(f"device={device!r} must be one of {', '.join(DEVICES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no GPU here")
     return device
