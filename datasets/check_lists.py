@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-# a plain checkout works without installing it
+# A checkout works without being installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm

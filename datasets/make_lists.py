@@ -15,7 +15,7 @@ import random
 import sys
 from pathlib import Path
 
-# a plain checkout works without installing it
+# A checkout works without being installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hiera_video.data.lists import read_videos

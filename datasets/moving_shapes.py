@@ -38,7 +38,7 @@ def draw_video(label: int, seed: int) -> np.ndarray:
     # three crops.
     centre = np.array([rng.uniform(34, 62), rng.uniform(26, 38)])
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    # a ground that is not flat gives a masked autoencoder something to predict
+    # A ground that is not flat gives a masked autoencoder something to predict.
     slope = rng.uniform(-0.1, 0.1, 2)
     ramp = ((x - WIDTH / 2) * slope[0] + (y - HEIGHT / 2) * slope[1])[..., None]
     frames = []
@@ -84,7 +84,7 @@ def make_dataset(folder: Path, *, train: int, val: int) -> None:
             path = Path(split, CLASSES[label].replace(" ", "_"), f"{i:05d}.mp4")
             write_video(folder / path, draw_video(label, first_seed + i))
             rows.append(f"{path} {label}\n")
-        # val.csv comes last and says that all is there
+        # val.csv comes last and says that all is there.
         (folder / f"{split}.csv").write_text("".join(rows))
     print(f"{folder}: {train} training and {val} validation videos, {len(CLASSES)} classes")
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-# a plain checkout works without installing it
+# A checkout works without being installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import av
@@ -54,7 +54,7 @@ def reencode(source: str, target: Path, *, short_side: int, keyframes: int, crf:
         frames, height, width = video.info.num_frames, *video.get([0]).shape[1:3]
         step = 1 / Fraction(video.info.fps).limit_denominator(100_000)
         size = target_size(height, width, short_side)
-        # a thousandth of a frame
+        # In thousandths of a frame.
         stamps = np.round(video.info.times / float(step) * 1000).astype(np.int64)
         with av.open(
             str(target), "w", format="mp4", container_options={"movflags": "faststart"}
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--crf", type=int, default=20, help="quality; smaller is better and larger")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one video")
-    # the process of one video: source, target
+    # The process of one video: source, target.
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = {"short_side": args.short_side, "keyframes": args.keyframes, "crf": args.crf}

@@ -34,7 +34,7 @@ class VideoList:
         *,
         root: str = "",
         source: str = "",
-        classes: tuple = (),
+        classes: tuple[str, ...] = (),
     ):
         encoded = [os.fsencode(p) for p in paths]
         self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
@@ -42,8 +42,8 @@ class VideoList:
         self.labels = np.asarray(labels, dtype=np.int64)
         self.root = root
         self.source = source
-        # names of the class folders, if it came from folders
-        self.classes: tuple[str, ...] = tuple(classes)
+        # Names of the class folders, where the list came from folders.
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -40,8 +40,7 @@ def _shear_degrees(tangent: float) -> float:
     return float(np.degrees(np.arctan(tangent)))
 
 
-# name -> (clip, level 0 to 1, sign +1 or -1) -> clip. A sign matters only to operations with two
-# directions.
+# Name -> (clip, level 0 to 1, sign +1 or -1) -> clip. Only some operations have two directions.
 OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "auto_contrast": lambda x, level, sign: F.autocontrast(x),
     "equalize": lambda x, level, sign: F.equalize(x),

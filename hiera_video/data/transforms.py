@@ -64,7 +64,7 @@ def crop_boxes(
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    # what torchvision does
+    # As torchvision does.
     return interpolate(frames, size, mode="bilinear", align_corners=False, antialias=False)
 
 
@@ -80,8 +80,8 @@ class EvalCrops:
         resized, corners = crop_boxes(
             *frames.shape[-2:], short_side=self.short_side, size=self.size, num_crops=self.num_crops
         )
-        # [C, T, h, w]; one reordering for all crops
-        clip = resize(frames, resized).transpose(0, 1).contiguous()
+        # Reordered once for all crops.
+        clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]
         crops = [clip[..., top : top + self.size, left : left + self.size] for top, left in corners]
         return Views(torch.stack(crops), torch.zeros(len(crops), 4, dtype=torch.int32))
 
@@ -107,13 +107,12 @@ class TrainCrop:
         top, left, height, width = random_box(
             *frames.shape[-2:], scale=self.scale, aspect=self.aspect, rng=rng
         )
-        frames = resize(
-            frames[..., top : top + height, left : left + width], (self.size, self.size)
-        )
+        frames = frames[..., top : top + height, left : left + width]
+        frames = resize(frames, (self.size, self.size))
         if rng.random() < self.flip:
             frames = frames.flip(-1)
         if self.magnitude > 0:
-            # here, because torchvision takes seconds to import
+            # Imported here, because torchvision takes seconds.
             from hiera_video.data.randaugment import rand_augment
 
             frames = rand_augment(
@@ -128,9 +127,8 @@ class TrainCrop:
             box = random_box(
                 self.size, self.size, scale=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng
             )
-        return Views(
-            frames.transpose(0, 1)[None].contiguous(), torch.tensor([box], dtype=torch.int32)
-        )
+        clips = frames.transpose(0, 1)[None].contiguous()
+        return Views(clips, torch.tensor([box], dtype=torch.int32))
 
 
 def random_box(
@@ -143,9 +141,8 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a box with an area and an aspect ratio in the given ranges.
 
-    scale: share of the area. aspect: width over height, drawn log-uniformly.
-
-    After ten boxes that do not fit, the largest centred one with an allowed ratio.
+    scale: share of the area. aspect: width over height, drawn log-uniformly. After ten boxes that
+    do not fit: the largest centred one with an allowed ratio.
     """
     for _ in range(10):
         area = height * width * rng.uniform(scale[0], scale[1])
@@ -170,10 +167,8 @@ def normalise(
 ) -> Tensor:
     """uint8 [N, C, T, S, S] on the device -> float32, normalised.
 
-    Boxes `erase` [N, 4] are filled with normal noise.
-
-    The noise of clip n comes from `seeds[n]`, so it does not depend on what else is in the batch.
-    Boxes and seeds are read on the host: keep them there.
+    erase: boxes [N, 4] that are filled with normal noise. seeds: of that noise, clip by clip, so
+    that it does not depend on the rest of the batch. Both are read on the host: keep them there.
     """
     shift = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
     scale = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def count_macs(model: nn.Module, clip: Tensor) -> int:
     """Multiply-accumulates of `model(clip)`, in eval mode."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    # nn.MultiheadAttention's fused operator has no handle either
+    # nn.MultiheadAttention's fused operator has no handle either.
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCountAnalysis(model.eval(), clip)
     counter.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)

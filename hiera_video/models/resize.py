@@ -109,7 +109,7 @@ def source_grid(
     arguments = metadata.get("model", {}).get("arguments", {})
     if "input_size" in arguments:
         size = arguments["input_size"]
-        # an image's is a video's, less time
+        # An image's stride is a video's without time.
         stride = arguments.get("patch_stride", model.patch_stride)[-len(size) :]
         return tuple(n // s for n, s in zip(size, stride))
     if "pos_embed_spatial" in state and "pos_embed_temporal" in state:

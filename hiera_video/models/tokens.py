@@ -45,7 +45,7 @@ def to_units(x: Tensor, unit: Size, stride: Size, pools: int) -> Tensor:
     grid = x.shape[1:-1]
     ndim = len(unit)
     digits = _digits(grid, unit, stride, pools)
-    # every dimension split into its digits
+    # Every dimension is split into its digits.
     x = x.reshape(x.shape[0], *sum(digits, ()), x.shape[-1])
     return x.permute(_order(ndim, pools)).reshape(
         x.shape[0], math.prod(units_of(grid, unit)), math.prod(unit), -1

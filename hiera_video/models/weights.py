@@ -22,12 +22,12 @@ from hiera_video.models.resize import fit_to_model
 from hiera_video.system.files import local
 
 METADATA_KEY = "hiera_video"
-# keys under which training codes keep the weights
+# Keys under which training codes keep the weights.
 WRAPPERS = ("model_state", "model", "state_dict", "module")
-HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official and timm
-# left by DataParallel, torch.compile and encoders inside other models
+HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official, and timm's
+# Prefixes left by DataParallel, torch.compile and encoders inside other models.
 PREFIXES = ("module.", "_orig_mod.", "encoder.")
-# timm's names of the image models -> official
+# Prefixes of timm's names for the image models -> official ones.
 TIMM = {"head.norm.": "norm.", "head.fc.": "head.projection."}
 OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
 CARRIED = ("loaded", "interpolated", "inflated")
@@ -39,19 +39,16 @@ class LoadReport:
 
     source: str
     outcomes: dict[str, str] = field(default_factory=dict)  # parameter -> one of OUTCOMES
-    # of the model's parameters, by number of elements: loaded, interpolated or inflated
-    share_loaded: float = 0.0
+    share_loaded: float = 0.0  # of the model's parameters by number of elements: all CARRIED ones
 
     def names(self, outcome: str) -> list[str]:
         return [name for name, o in self.outcomes.items() if o == outcome]
 
     def __str__(self) -> str:
         count = Counter(self.outcomes.values())
-        parts = [f"{count[o]} {o}" for o in OUTCOMES if count[o]]
-        lines = [
-            f"weights from {self.source}: {self.share_loaded:.1%} of the parameters; tensors: "
-            f"{', '.join(parts)}"
-        ]
+        parts = ", ".join(f"{count[o]} {o}" for o in OUTCOMES if count[o])
+        share = f"{self.share_loaded:.1%} of the parameters"
+        lines = [f"weights from {self.source}: {share}; tensors: {parts}"]
         for outcome in OUTCOMES[1:]:
             if count[outcome]:
                 lines.append(f"  {outcome}: {', '.join(_by_module(self.names(outcome)))}")
@@ -237,7 +234,7 @@ def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _is_sound(tensor: Tensor, own: Tensor) -> bool:
-    # quantised, or not this tensor at all
+    # Of the other kind: quantised, or not this tensor at all.
     if tensor.is_floating_point() != own.is_floating_point():
         return False
     return bool(tensor.sum(dtype=torch.float64).isfinite())

@@ -44,9 +44,8 @@ def written_whole(file: Path, *, shared: bool = False) -> Iterator[Path]:
 
     shared: several jobs may write the file at one time.
     """
-    temporary = file.with_name(
-        f".{file.name}{f'.{os.uname().nodename}.{os.getpid()}' if shared else ''}"
-    )
+    writer = f".{os.uname().nodename}.{os.getpid()}" if shared else ""
+    temporary = file.with_name(f".{file.name}{writer}")
     try:
         yield temporary
         temporary.replace(file)

@@ -48,7 +48,7 @@ class RunLog:
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(json.dumps(row) + "\n")
         if self._board is None:
-            # here, because importing it takes seconds
+            # Imported here, because it takes seconds.
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder / "tb"), purge_step=row["step"])
@@ -70,10 +70,8 @@ class RunLog:
         file = self.folder / "metrics.jsonl" if self.folder is not None else None
         if file is None or not file.exists():
             return -1.0
-        return max(
-            (row["top1"] or 0.0 for _, row in read_metrics(file) if row["split"] == "val"),
-            default=-1.0,
-        )
+        rows = [row for _, row in read_metrics(file) if row["split"] == "val"]
+        return max((row["top1"] or 0.0 for row in rows), default=-1.0)
 
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)
@@ -81,8 +79,9 @@ class RunLog:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-        for handler in LOGGER.handlers if self.folder is not None else []:
-            handler.close()
+        if self.folder is not None:
+            for handler in LOGGER.handlers:
+                handler.close()
         LOGGER.handlers = []
         if self._lock is not None:
             self._lock.close()
@@ -107,12 +106,9 @@ class Progress:
         self.done = done
         self.log = log
         self.every_s = every_s
-        on_terminal = log.folder is not None and sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
-            if on_terminal
-            else None
-        )
+        self._bar: Any = None
+        if log.folder is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
         self._first = done
         self._start = time.monotonic()
         self._last_line = self._start
@@ -139,8 +135,9 @@ class _TqdmStream:
     """Log lines above the bar instead of through it."""
 
     def write(self, text: str) -> None:
-        said = sys.stdout.encoding or "utf-8"
-        text = text.encode(said, "backslashreplace").decode(said)  # file names may be anything
+        encoding = sys.stdout.encoding or "utf-8"
+        # File names may be anything.
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         tqdm.write(text, file=sys.stdout, end="")
 
     def flush(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# what schedulers send before they take a machine away
+# What schedulers send before they take a machine away.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 

@@ -211,7 +211,7 @@ def waiting(args: argparse.Namespace, folder: Path) -> dict:
         ]
         run(load_config(CONFIG, overrides))
         lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-        # the first one holds the start
+        # The first line holds the start of the workers.
         seen = [row for row in lines if row["split"] == "train"][1:]
         wait = sum(row["data_wait"] for row in seen) / len(seen)
         speed = sum(row["clips_per_s"] for row in seen) / len(seen)

@@ -61,7 +61,7 @@ def classifier(name: str, size: str) -> nn.Module:
     if name == "ours":
         return create_hiera(f"hiera_{size}_16x224").eval()
     if name == "official":
-        # in eval it adds a softmax; nothing random is in it
+        # In eval it would add a softmax; nothing in it is random.
         return official(f"hiera_{size}_16x224").train()
     if name == "mvit_b_16x4":
         from hiera_video.models.baselines import create_pytorchvideo

@@ -74,18 +74,16 @@ class VideoInfo:
         one of a burst left out.
         """
         steps = np.arange(self.num_frames)
-        return (
-            steps
-            if self.is_even
-            else np.searchsorted(self.times, steps / self.fps + 1e-6, side="right") - 1
-        )
+        if self.is_even:
+            return steps
+        return np.searchsorted(self.times, steps / self.fps + 1e-6, side="right") - 1
 
 
 @dataclass(frozen=True)
 class Packets:
     """What the scan found. Times are in units of the stream's time base."""
 
-    # of the presented frames, sorted; empty when they cannot be told by their time stamps
+    # Time stamps of the presented frames, sorted; empty where stamps do not name the frames.
     pts: list[int]
     keyframes: list[tuple[int, int]]  # (pts, where to seek), by pts
     time_base: float  # seconds
@@ -99,17 +97,19 @@ class Packets:
             fps = self.rate or FALLBACK_FPS
             return VideoInfo(self.counted, fps, np.arange(self.counted) / fps)
         times = (np.array(self.pts, dtype=np.float64) - self.pts[0]) * self.time_base
-        measured = (
-            (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else FALLBACK_FPS
-        )
+        measured = FALLBACK_FPS
+        if len(times) > 1 and times[-1] > 0:
+            measured = (len(times) - 1) / times[-1]
         stated = VideoInfo(len(times), self.rate or measured, times)
-        # The rate that a file of uneven frames states may be anything: the clock of its recorder,
-        # for one.
+        # What a file of uneven frames states may be anything, such as the clock of its recorder.
         return stated if stated.is_even else VideoInfo(len(times), measured, times)
 
     def unsafe(self, decoder: str) -> str:
         """Why `decoder` would give other frames; empty if it reads the file rightly."""
-        kinds = set().union(*(kind for kind in UNSAFE[decoder] if kind <= set(self.remarks)))
+        kinds: set[str] = set()
+        for kind in UNSAFE[decoder]:
+            if kind <= set(self.remarks):
+                kinds |= kind
         return ", ".join(sorted(kinds))
 
     @classmethod
@@ -179,7 +179,7 @@ class Manifest:
 
     def add(self, path: str, packets: Packets) -> None:
         content = asdict(packets)
-        # even steps compress to nothing
+        # As differences: even steps compress to nothing.
         content["pts"] = np.diff(packets.pts, prepend=0).astype(np.int64).tolist()
         scan = zlib.compress(json.dumps(content).encode(), level=1)
         self._run("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", (_key(path), _stamp(path), scan))
@@ -233,6 +233,6 @@ def errors_named(work: Callable[..., T], *arguments: Any) -> T:
 
 def reason(e: Exception) -> str:
     """First line of a decoder's message."""
-    # str() of FFmpeg's would add a number and the path
+    # str() of FFmpeg's errors would add a number and the path.
     text = getattr(e, "strerror", None) or str(e)
     return (text.strip().splitlines() or [type(e).__name__])[0]

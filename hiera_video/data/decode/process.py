@@ -259,7 +259,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     answer = inspect_video(*arguments)
             except (VideoError, IndexError) as e:
                 answer = e
-            # a damaged file may lead a decoder anywhere; this process is there to hold it
+            # A damaged file may lead a decoder anywhere; this process is there to contain it.
             except Exception as e:
                 answer = VideoError(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
             send(replies, answer)

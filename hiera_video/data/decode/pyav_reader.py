@@ -45,7 +45,7 @@ class PyAVReader:
 
     def __init__(self, path: str, packets: Packets | None = None):
         self._path = path
-        # frames by their position, and the next one's
+        # Where frames are counted: the frames from the start, and the position of the next one.
         self._sequence: Iterator[av.VideoFrame | None] | None = None
         self._position = 0
         self._open()
@@ -84,9 +84,9 @@ class PyAVReader:
         if not frames:
             raise VideoError(damage or "has no frame that can be decoded")
         header = self._stream.frames
-        remark = (
-            f"the header says {header} frames" if header and header != frames and not damage else ""
-        )
+        remark = ""
+        if header and header != frames and not damage:
+            remark = f"the header says {header} frames"
         return VideoReport(frames, self.info.fps, size[1], size[0], damage, remark)
 
     def _decode_all(self, *, strict: bool) -> tuple[int, tuple[int, int], str]:
@@ -142,7 +142,7 @@ class PyAVReader:
     def _by_time(self, wanted: list[int]) -> dict[int, np.ndarray]:
         keyframes = [pts for pts, _ in self.packets.keyframes]
         index_of = {self.packets.pts[i]: i for i in wanted}
-        # the last keyframe that is shown no later -> wanted time stamps
+        # By the last keyframe that is shown no later: wanted time stamps.
         groups: dict[int, list[int]] = {}
         for pts in index_of:
             groups.setdefault(bisect_right(keyframes, pts) - 1, []).append(pts)
@@ -186,8 +186,8 @@ class PyAVReader:
             self._open()
             return self._container.demux(self._stream)
         pts, dts = self.packets.keyframes[keyframe]
-        # Formats differ in which of the two they seek by. By the wrong one they land a whole group
-        # too early, or too late.
+        # Formats differ in which of the two they seek by; with the wrong one they land in another
+        # group.
         for target in (pts, dts):
             self._container.seek(target, stream=self._stream, backward=True)
             packets = self._container.demux(self._stream)
