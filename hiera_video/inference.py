@@ -8,6 +8,7 @@
 Legend: W windows, dim channels of a feature, N frames.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.loop import Forward, Predict, predict_features, predict_logits
 from hiera_video.evaluation.scores import class_name
+from hiera_video.models.arguments import MAEArgs, TrunkArgs
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.weights import classes_of, load_weights, read_weights
 from hiera_video.models.zoo import create_model
@@ -205,28 +207,35 @@ def load(
     """The model of a weight file, step folder or run folder.
 
     model, classes: its name and its classes' names, where the file does not say them (published
-    files do not). device: auto, cpu or cuda. timeout_s: for decoding one video. Raises ValueError.
+    files do not). device: auto, cpu or cuda. timeout_s: for decoding one video; one that takes
+    longer is not tried again by this model. Raises ValueError.
     """
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s={timeout_s} must be > 0")
+    _device(device)  # tried first, for its error
     state, metadata = read_weights(weights)
+    is_mae = "decoder_pos_embed" in state
     stored = metadata.get("model", {})
     name = model or stored.get("name")
     if name is None:
         raise UnnamedModel(f"{weights} does not say what model it belongs to; name it with model=")
+    if is_mae and not name.startswith("mae_"):
+        name = f"mae_{name}"
     arguments = dict(stored.get("arguments", {})) if name == stored.get("name") else {}
     count = classes_of(state)
     if count is not None:
         arguments.setdefault("num_classes", count)
-    is_mae = "decoder_pos_embed" in state
-    if is_mae and not name.startswith("mae_"):
-        name = f"mae_{name}"
-    module = create_model(name, **arguments)
+    try:
+        module = create_model(name, **arguments)
+    except ValueError as e:
+        raise ValueError(f"model: {e}") from e
     if len(getattr(module, "input_size", (1, 1, 1))) != 3:
-        raise ValueError(f"{name} takes images, not video")
+        raise ValueError(f"model: {name} takes images, not video")
     load_weights(module, weights, strict=True)
     names = list(metadata.get("classes", []) if classes is None else classes)
     count = arguments.get("num_classes")
     if names and count and len(names) != count:
-        raise ValueError(f"{len(names)} names, but the model has {count} classes")
+        raise ValueError(f"classes: {len(names)} names, but the model has {count} classes")
     return VideoModel(
         module,
         classes=names,
@@ -240,7 +249,12 @@ def load(
 
 def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
-    kept = {key: value for key, value in arguments.items() if not key.startswith("decoder_")}
+    own = {field.name for field in dataclasses.fields(MAEArgs)}
+    own -= {field.name for field in dataclasses.fields(TrunkArgs)}
+    kept = {key: value for key, value in arguments.items() if key not in own}
+    # A file may state the autoencoder's default, two poolings; a classifier pools three times.
+    if kept.get("q_pool") == MAEArgs.q_pool:
+        del kept["q_pool"]
     encoder = create_model(name.removeprefix("mae_"), **{**kept, "num_classes": 1})
     load_weights(encoder, weights, strict=False)
     return encoder
@@ -259,7 +273,7 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind = device.split(":")[0]  # cuda:1 names one of several
     if kind not in DEVICES:
-        raise ValueError(f"device={device!r} must be one of {', '.join(DEVICES)}")
+        raise ValueError(f"device: {device!r} must be one of {', '.join(DEVICES)}")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch sees no GPU here")
+        raise ValueError(f"device: {device!r}, but torch sees no GPU here")
     return device

@@ -17,6 +17,7 @@ pretraining.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
+import hiera_video
 from hiera_video import build
 from hiera_video.commands.arguments import make_parser
 from hiera_video.config import load_config
@@ -162,7 +164,10 @@ class Comparison:
 def run_command(output: Path, *arguments: object) -> None:
     """In a process of its own. Raises RunStopped with its last line if it fails."""
     command = [sys.executable, "-m", "hiera_video", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # The same code as this process runs, from any folder.
+    paths = [str(Path(hiera_video.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["?"])[-1]
         raise RunStopped(f"{output}: exit status {done.returncode}: {last}")

@@ -26,6 +26,8 @@ from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
 
 DRAWN = ".drawn.mp4"  # end of a name
+# Arguments of `load`, whose messages begin with the one that is wrong.
+OPTIONS = ("model: ", "classes: ", "device: ")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +125,7 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             "give --model, such as hiera_base_16x224"
         ) from e
     except ValueError as e:
-        raise UserError(f"--weights {args.weights}: {e}") from e
+        raise UserError(f"--{e}" if str(e).startswith(OPTIONS) else f"--weights: {e}") from e
     if isinstance(model.module, MaskedAutoencoder):
         raise UserError(
             f"--weights {args.weights}: a masked autoencoder knows no classes; fine-tune it first"

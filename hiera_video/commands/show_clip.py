@@ -22,6 +22,7 @@ from hiera_video.commands.arguments import add_config, make_parser
 from hiera_video.config import Config, load_config
 from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
+from hiera_video.stages.inputs import class_names, read_list
 from hiera_video.system.distributed import join_world
 from hiera_video.system.errors import UserError
 
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
 def show(config: Config, args: argparse.Namespace) -> None:
     key = f"data.{args.split}"
-    videos = build.build_videos(config, key)
+    videos = read_list(config, key)
     with join_world("cpu") as world:
         if args.split == "train":
             batches = build.train_batches(
@@ -78,7 +79,7 @@ def show(config: Config, args: argparse.Namespace) -> None:
         print(f"bad video: {videos.written(row)}: {reason}")
     if batch["clip"] is None:
         raise UserError(f"{key}: none of the videos of this batch can be read")
-    names = build.class_names(config, videos)
+    names = class_names(config, videos)
     page = draw(batch, fed_pixels(batch, config), names, videos.written, frames=args.frames)
     try:
         page.save(args.output)

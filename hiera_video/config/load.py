@@ -19,7 +19,8 @@ from hiera_video.config.sections import Config
 from hiera_video.system.errors import UserError
 
 BASE = "base"
-# Keys that define no result (to rounding). They may change between two runs in one folder.
+# Keys that define no experiment. What they change is rounding or, like train.accumulate with
+# mixing or drop path, other random draws. They may change between two runs in one folder.
 MAY_CHANGE = (
     "output",
     "stages",
@@ -43,7 +44,7 @@ MAY_CHANGE = (
     "test.save_every_s",
     "test.min_coverage",
 )
-# These too, as long as the test has not begun.
+# These too, as long as the test has not begun: its parts say how its videos were batched.
 MAY_CHANGE_BEFORE_TEST = ("test.batch_size",)
 
 

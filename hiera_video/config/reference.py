@@ -13,7 +13,7 @@ FIELD = re.compile(r"    (\w+): ")
 COMMENT = re.compile(r"    # ?(.*)")
 HEAD = """# Configuration
 
-Every key of a config file. A file need not have any; what it leaves out has the default below.
+Every key of a config file. A key that a file leaves out has the default below.
 `--cfg file.yaml key=value` overrides a key on the command line, `run_net.py --show-config` prints
 what results. A file may begin with `base: other.yaml`, a path relative to itself, whose keys it
 overrides. An unknown key, a wrong type or a key given twice is an error.

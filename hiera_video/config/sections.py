@@ -239,7 +239,8 @@ class Config:
     task: str = "classify"
     # Of train, test and features, in order.
     stages: tuple[str, ...] = ("train", "test")
-    # Folder of the run. Default: runs/<name of the config file>.
+    # Folder of the run. Default: `runs/NAME` of NAME.yaml; `runs/FOLDER_NAME` for one that has a
+    # base of the same name.
     output: str = ""
     # Of weights, samples, masks and dropout.
     seed: int = 0

@@ -78,7 +78,7 @@ class OptimConfig:
     momentum: float = 0.9
     # Of sgd.
     nesterov: bool = True
-    # None for vectors (biases, norms) and position embeddings.
+    # Biases, norms and position embeddings are never decayed.
     weight_decay: float = 0.05
     # Each block's rate is this factor times the next one's; 1 is off.
     layer_decay: float = 1.0

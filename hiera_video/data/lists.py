@@ -9,13 +9,16 @@ it row by row.
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from hiera_video.system.errors import UserError
-from hiera_video.system.files import join, local
+from hiera_video.system.files import exists, join, local
 
+# Rows looked up before a run starts, to tell a wrong data.root from a few missing files.
+LOOKED_UP = 20
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _LABEL = re.compile(r"[+-]?\d+\Z")
 
@@ -114,6 +117,21 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
     return VideoList(paths, labels, root=str(root), source=name)
 
 
+def read_lists(sources: Mapping[str, str], *, root: str) -> dict[str, VideoList]:
+    """Key -> list, of key -> source. Raises UserError, also where none of the videos is there."""
+    lists = {}
+    for key, source in sources.items():
+        videos = read_videos(source, root=root, key=key)
+        first = range(min(len(videos), LOOKED_UP))
+        if not any(exists(videos.path(i)) for i in first):
+            raise UserError(
+                f"{key}: none of the first videos of {videos.source} exists ({videos.path(0)}); "
+                "set data.root to the folder that the list's paths are relative to"
+            )
+        lists[key] = videos
+    return lists
+
+
 def _read_folders(folder: Path, key: str) -> VideoList:
     classes = sorted(f.name for f in folder.iterdir() if f.is_dir())
     paths = []
@@ -128,6 +146,20 @@ def _read_folders(folder: Path, key: str) -> VideoList:
             f"{key}: {folder} has no class folders with videos ({', '.join(VIDEO_SUFFIXES)}) in it"
         )
     return VideoList(paths, labels, root=str(folder), source=str(folder), classes=tuple(classes))
+
+
+def read_class_names(file: str, *, root: str, key: str) -> list[str]:
+    """One name a line, of a file under `root` or, if it is not there, as named.
+
+    key: what named the file, for the message. Raises UserError.
+    """
+    for name in (join(root, file), file):
+        try:
+            if exists(name):
+                return Path(local(name)).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"{key}: {name}: {e}") from e
+    raise UserError(f"{key}: there is no file {file}, here or under data.root")
 
 
 def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:

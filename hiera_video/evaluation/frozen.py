@@ -70,6 +70,7 @@ class CachedFeatures:
                 good.append(line)
         if not good:
             raise UserError(f"{folder}: {labels} has no label for any of its {len(lines)} videos")
+        self.folder = folder
         self.files = [folder / line["file"] for line in good]
         for file in self.files:
             if not file.is_file():
@@ -118,7 +119,8 @@ class FrozenEvaluation:
     def __init__(self, train: CachedFeatures, test: CachedFeatures, settings: ProbeSettings):
         if train.shape() != test.shape() or train.weights != test.weights:
             raise UserError(
-                "the two folders hold features of different weights; extract both with the same"
+                f"{train.folder} and {test.folder} hold features of different weights; "
+                "extract both with the same"
             )
         self._train = train
         self._test = test

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from hiera_video.models.tokens import units_of
 
+# Arguments that have a number for each dimension of the input.
+SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
+
 
 @dataclass(frozen=True)
 class TrunkArgs:
@@ -66,7 +69,7 @@ class TrunkArgs:
 
     def _check_geometry(self) -> None:
         ndim = len(self.input_size)
-        for name in ("q_stride", "mask_unit_size", "patch_stride"):
+        for name in SIZES:
             value = tuple(getattr(self, name))
             if len(value) != ndim:
                 size = tuple(self.input_size)

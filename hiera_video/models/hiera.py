@@ -15,6 +15,7 @@ unchanged.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,6 +129,7 @@ class Trunk(nn.Module):
     """What the classifier and the masked autoencoder share: the embeddings and the blocks."""
 
     unit_index: Tensor  # int64 [U, L]: the spatial position of every token
+    decoder_stages = 0  # that `recompute` knows beside the encoder's
 
     def __init__(self, args: TrunkArgs):
         super().__init__()
@@ -165,6 +167,16 @@ class Trunk(nn.Module):
         blocks = block_arguments(args)
         self.blocks = nn.ModuleList(Block(block, mlp_ratio=args.mlp_ratio) for block in blocks)
         self.stage_dims = [blocks[end].dim_out for end in self.stage_ends]
+
+    def recompute(self, stages: Sequence[int]) -> None:
+        """Computes these stages (from 1) again in the backward pass, to save memory.
+
+        Raises ValueError.
+        """
+        last = len(self.stage_ends) + self.decoder_stages
+        if not set(stages) <= set(range(1, last + 1)):
+            raise ValueError(f"stages={list(stages)} must be among 1 to {last}")
+        self.recompute_stages = tuple(stages)
 
     def position_table(self) -> Tensor:
         """[N, C], spatial order; the separable form is space plus time (paper App. A)."""

@@ -88,6 +88,7 @@ class MaskedAutoencoder(Trunk):
     """
 
     patch_index: Tensor  # int64 [U, S]: the spatial position of every patch
+    decoder_stages = 1
 
     def __init__(self, **arguments: Any):
         args = MAEArgs(**arguments)

@@ -21,6 +21,7 @@ from hiera_video.config.sections import DECODERS
 from hiera_video.data.dataset import Key, collate
 from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.data.lists import VideoList
+from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
 from hiera_video.system.distributed import World, join_world
 from hiera_video.system.errors import UserError
@@ -50,14 +51,14 @@ def dry_run(config: Config, *, ranks: int) -> None:
         say("machine", f"{platform.node()}, {os.cpu_count()} CPUs, {describe_device(world)}")
         say("versions", ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "av")))
         say("decoders", ", ".join(f"{d}: {missing_decoder(d) or 'here'}" for d in DECODERS[1:]))
+        inputs = read_inputs(config)
         if "train" in config.stages:
-            stage = TrainStage(config, world)
+            stage = TrainStage(config, world, inputs)
             describe_training(stage, ranks)
             estimate_cost(stage, ranks)
-        if "test" in config.stages:
-            say("data.test", describe_list(build.build_videos(config, "data.test")))
-        if "features" in config.stages:
-            say("features.videos", describe_list(build.build_videos(config, "features.videos")))
+        for key in ("data.test", "features.videos"):
+            if key in inputs:
+                say(key, describe_list(inputs[key].videos))
 
 
 def describe_training(stage: TrainStage, ranks: int) -> None:

@@ -13,6 +13,7 @@ from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, 
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.weights import classes_of, read_weights
+from hiera_video.stages.inputs import Input, build_classes, weights_to_use
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import sha256_of, write_json
@@ -35,25 +36,28 @@ WHOLE_LIST = Shard(0, 1)
 
 
 class FeaturesStage:
-    key = "features.videos"
-
-    def __init__(self, config: Config, world: World, folder: Path, *, shard: Shard = WHOLE_LIST):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        given: Input,
+        folder: Path,
+        *,
+        shard: Shard = WHOLE_LIST,
+    ):
         self.config = config
         self.world = world
+        self.videos = given.videos
         self.folder = folder
         self.shard = shard
         stages = list(config.features.stages)
         if stages and config.model.name in PYTORCHVIDEO_MODELS:
             raise UserError(f"features.stages={stages}: only a Hiera has stages")
-        self.videos = build.build_videos(config, self.key)
-        self.lists = {self.key: self.videos}
-        if config.test.weights or "train" not in config.stages:
-            build.weights_to_use(config)  # a wrong path is told now
 
     def run(self, log: RunLog) -> None:
         config = self.config
         world = self.world
-        weights = build.weights_to_use(config)
+        weights = weights_to_use(config)
         manifest = self._manifest(self.shard)
         world.on_main(lambda: self._claim(weights))
         if world.on_main(manifest.exists):
@@ -131,8 +135,7 @@ class FeaturesStage:
         else:
             count = config.model.num_classes or classes_of(read_weights(weights)[0])
             if count is None:  # PyTorchVideo's heads differ
-                names = build.class_names(config, self.videos)
-                count = build.number_of_classes(config, names)
+                count = build_classes(config, self.videos).count
             model = build.build_model(build.model_spec(config, count), seed=config.seed)
         log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
         return model

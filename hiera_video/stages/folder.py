@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hiera_video.config import (
     changes,
     to_yaml,
 )
-from hiera_video.data.lists import VideoList
+from hiera_video.stages.inputs import Input
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import write_json, written_whole
@@ -33,11 +34,11 @@ PACKAGES = (
     "numpy",
 )
 CODE = Path(__file__).resolve().parents[1]  # the package
-Lists = dict[str, VideoList]  # by their keys in the config
+Inputs = Mapping[str, Input]  # by their keys in the config
 
 
 def open_run_folder(
-    config: Config, world: World, lists: Lists, *, folder: Path | None = None
+    config: Config, world: World, inputs: Inputs, *, folder: Path | None = None
 ) -> RunLog:
     """Makes and locks the folder, or takes up an earlier run of the same config and lists.
 
@@ -52,7 +53,7 @@ def open_run_folder(
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(FolderLock(folder))
             notes.extend(claim_folder(folder, config))
-            card = run_card(config, world, lists)
+            card = run_card(config, world, inputs)
             card["lists"] = earlier_lists(folder, card["lists"]) | card["lists"]
             write_json(folder / "run.json", card)
         except OSError as e:
@@ -108,11 +109,12 @@ def earlier_lists(folder: Path, lists: dict[str, dict[str, Any]]) -> dict[str, d
     return before
 
 
-def run_card(config: Config, world: World, lists: Lists) -> dict[str, Any]:
+def run_card(config: Config, world: World, inputs: Inputs) -> dict[str, Any]:
     """Where a result came from."""
     versions = {package: _version(package) for package in ("hiera_video", *PACKAGES)}
     hashes = {}
-    for key, videos in lists.items():
+    for key, given in inputs.items():
+        videos = given.videos
         listed = {"source": videos.source, "videos": len(videos), "sha256": videos.sha256()}
         hashes[key] = listed
     return {

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from hiera_video import build
 from hiera_video.config import Config
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
@@ -23,6 +22,7 @@ from hiera_video.evaluation.scores import class_name
 from hiera_video.inference import spread_frames
 from hiera_video.pictures import charts
 from hiera_video.pictures.page import card_table, page, section, table
+from hiera_video.stages.inputs import build_classes, read_list
 from hiera_video.system.errors import UserError, VideoError
 from hiera_video.system.files import written_whole
 from hiera_video.system.log import read_metrics
@@ -82,8 +82,8 @@ def write_report(config: Config, folder: Path) -> Path:
 def _videos_and_names(config: Config) -> tuple[VideoList | None, list[str]]:
     """The test's list and class names; none where they are not there any more."""
     try:
-        videos = build.build_videos(config, "data.test")
-        return videos, build.build_classes(config, videos).names
+        videos = read_list(config, "data.test")
+        return videos, build_classes(config, videos).names
     except UserError:
         return None, []
 

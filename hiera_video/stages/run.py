@@ -3,14 +3,15 @@
 output/  config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ features/ report.html
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from hiera_video.config import Config
 from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.stages.features import WHOLE_LIST, FeaturesStage, Shard
-from hiera_video.stages.folder import Lists, claim_folder, open_run_folder
+from hiera_video.stages.folder import claim_folder, open_run_folder
+from hiera_video.stages.inputs import Input, read_inputs
 from hiera_video.stages.report import write_report
 from hiera_video.stages.test import TestStage
 from hiera_video.stages.train import TrainStage
@@ -20,31 +21,18 @@ from hiera_video.system.log import RunLog
 
 
 class Stage(Protocol):
-    """Reads its lists when it is made; does its work, unless that is done already, in `run`."""
-
-    lists: Lists
+    """Does its work, unless that is done already."""
 
     def run(self, log: RunLog) -> None: ...
-
-
-STAGES: dict[str, Callable[[Config, World], Stage]] = {
-    "train": TrainStage,
-    "test": TestStage,
-    "features": lambda config, world: FeaturesStage(
-        config, world, Path(config.output) / "features"
-    ),
-}
 
 
 def run(config: Config) -> None:
     """Runs every stage that is not finished. Raises UserError, RunStopped."""
     with join_world(config.device, wait_s=config.join_timeout_s) as world:
-        # All lists are read first: wrong input ends here, with nothing written.
-        stages = [STAGES[name](config, world) for name in config.stages]
-        lists: Lists = {}
-        for stage in stages:
-            lists |= stage.lists
-        log = open_run_folder(config, world, lists)
+        # What can be wrong is found here, with nothing written.
+        inputs = read_inputs(config)
+        stages = [make_stage(name, config, world, inputs) for name in config.stages]
+        log = open_run_folder(config, world, inputs)
         try:
             missing = missing_decoder(config.data.decoder)
             if missing:
@@ -61,15 +49,29 @@ def run(config: Config) -> None:
             log.close()
 
 
+def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Input]) -> Stage:
+    """Raises UserError."""
+    if name == "train":
+        return TrainStage(config, world, inputs)
+    if name == "test":
+        return TestStage(config, world, inputs["data.test"])
+    folder = Path(config.output) / "features"
+    return FeaturesStage(config, world, inputs["features.videos"], folder)
+
+
 def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
     with join_world(config.device, wait_s=config.join_timeout_s) as world:
         output = Path(config.output)
-        stage = FeaturesStage(config, world, output, shard=shard)
+        inputs = read_inputs(config)
+        stage = FeaturesStage(config, world, inputs["features.videos"], output, shard=shard)
         folder = output if shard == WHOLE_LIST else shard.folder(output)
+        notes = []
         if folder != output:  # jobs that share a list must make the same of it
-            world.on_main(lambda: claim_folder(output, config))
-        log = open_run_folder(config, world, stage.lists, folder=folder)
+            notes = world.on_main(lambda: claim_folder(output, config))
+        log = open_run_folder(config, world, inputs, folder=folder)
+        for note in notes:
+            log.say(note)
         try:
             stage.run(log)
             world.barrier()

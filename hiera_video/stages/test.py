@@ -11,11 +11,12 @@ from torch import nn
 
 from hiera_video import build
 from hiera_video.config import Config
-from hiera_video.data.lists import VideoList, check_labels
+from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.evaluation.loop import evaluate, predict_logits
 from hiera_video.evaluation.score_files import read_parts, write_part, write_test
 from hiera_video.evaluation.scores import ViewScores
+from hiera_video.stages.inputs import Input, weights_to_use
 from hiera_video.stages.protocol import Card, accuracy_text, card_lines, protocol_card
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import RunStopped
@@ -41,26 +42,19 @@ class Parts:
 
 class TestStage:
     __test__ = False  # not a test case, whatever its name
-    key = "data.test"
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, given: Input):
         self.config = config
         self.world = world
-        self.videos = build.build_videos(config, self.key)
-        self.lists = {self.key: self.videos}
-        self.classes = build.build_classes(config, self.videos)
-        # A list may leave all labels out; then there is no accuracy, but scores.
-        if (self.videos.labels >= 0).any() and self.classes.count is not None:
-            check_labels(self.videos, self.classes.count, key=self.key)
+        self.videos = given.videos
+        self.classes = given.classes
         self.folder = Path(config.output) / "test"
         self.sample = build.test_sampler(config)
-        if config.test.weights or "train" not in config.stages:
-            build.weights_to_use(config)  # a wrong path is told now
 
     def run(self, log: RunLog) -> None:
         config = self.config
         world = self.world
-        weights = build.weights_to_use(config)
+        weights = weights_to_use(config)
         card = world.on_main(lambda: protocol_card(config, self.videos, weights))
         if world.on_main(lambda: self._is_done(card, log)):
             return

@@ -1,12 +1,16 @@
 """The stage "train": what a training run needs, taken up at its newest checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from torch import nn
+
 from hiera_video import build
 from hiera_video.config import Config
-from hiera_video.data.lists import VideoList, check_labels
+from hiera_video.data.lists import VideoList
 from hiera_video.models.weights import LoadReport, load_weights
+from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper
 from hiera_video.stages.watch import Probe, Validation
 from hiera_video.system.distributed import World
@@ -30,25 +34,20 @@ from hiera_video.training.plan import Plan
 class TrainStage:
     key = "data.train"
 
-    def __init__(self, config: Config, world: World):
-        """Reads the lists and builds the model. Raises UserError."""
+    def __init__(self, config: Config, world: World, inputs: Mapping[str, Input]):
+        """Builds the model and loads what it starts from. Raises UserError."""
         self.config = config
         self.world = world
-        self.videos = build.build_videos(config, self.key)
-        self.classes = build.build_classes(config, self.videos)
+        self.videos = inputs[self.key].videos
+        self.val_videos = inputs["data.val"].videos if "data.val" in inputs else None
+        self.class_names = inputs[self.key].classes.names
         self.plan = Plan.make(config.train, config.optim, len(self.videos))
-        self.lists = {self.key: self.videos}
-        if self.plan.val_steps:
-            self.lists["data.val"] = build.build_videos(config, "data.val")
-        if self.classes.count is not None:
-            for key, videos in self.lists.items():
-                check_labels(videos, self.classes.count, key=key)
-        self.spec = build.model_spec(config, self.classes.count)
-        self.model = build.build_model(self.spec, seed=config.seed)
         self.checkpoints = Path(config.output) / "checkpoints"
+        training = build.build_training(config, inputs[self.key].classes.count)
+        self.spec = training.spec
+        self.model = training.model
+        self.task = training.task
         self.init_report = self._load_initial_weights()
-        build.choose_execution(config, self.model)
-        self.task = build.build_task(config, self.model, self.classes.count)
         try:
             # For its errors; run() makes the one that is used, when the parameters are in place.
             make_optimizer(self.model, config.optim)
@@ -119,7 +118,7 @@ class TrainStage:
         if checkpoint is not None:
             build.load_for_use(self.model, checkpoint, key="cannot resume")
         task = self.task.to(self.world.device)
-        units = build.sharded_units(self.model)
+        units = sharded_units(self.model)
         wrapped = self.world.wrap(task, config.train.parallel, units)
         optimizer = make_optimizer(self.model, config.optim)
         ema = Ema(self.model, config.train.ema) if config.train.ema else None
@@ -143,7 +142,7 @@ class TrainStage:
         return Keeper(
             Path(self.config.output),
             TrainState(self.model, run.optimizer, run.ema),
-            metadata=build.build_metadata(self.config, self.spec, self.classes.names),
+            metadata=build.build_metadata(self.config, self.spec, self.class_names),
             config=self.config.train,
             plan=self.plan,
             world=self.world,
@@ -151,17 +150,16 @@ class TrainStage:
         )
 
     def _watch(self, log: RunLog) -> Validation | Probe | None:
-        if "data.val" not in self.lists:
+        if self.val_videos is None:
             return None
-        val_videos = self.lists["data.val"]
         if self.config.task == "pretrain":
-            return Probe(self.config, self.spec, self.videos, val_videos, self.world, log)
-        return Validation(self.config, self.spec, val_videos, self.world, log)
+            return Probe(self.config, self.spec, self.videos, self.val_videos, self.world, log)
+        return Validation(self.config, self.spec, self.val_videos, self.world, log)
 
     def _opening_lines(self) -> list[str]:
         config = self.config
         lines = [] if self.init_report is None else [str(self.init_report)]
-        if config.task == "classify" and config.data.classes and not self.classes.names:
+        if config.task == "classify" and config.data.classes and not self.class_names:
             lines.append(
                 f"{config.data.classes} names another number of classes than the model has: "
                 "names are left out"
@@ -205,3 +203,8 @@ class StageHooks:
 
     def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
         self._keeper.stop(step, reason, rows, self._videos)
+
+
+def sharded_units(model: nn.Module) -> list[nn.Module]:
+    """What is put together at a time where ranks hold shards: the blocks, if there are any."""
+    return [block for name in ("blocks", "decoder_blocks") for block in getattr(model, name, [])]

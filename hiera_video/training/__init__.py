@@ -1,1 +1,1 @@
-
+"""The training loop, its tasks (losses), optimizer, plan and checkpoints."""

@@ -126,9 +126,9 @@ def mix(clips: Tensor, target: Tensor, config: ClassifyConfig) -> tuple[Tensor, 
 def _random_box(
     height: int, width: int, area: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box with a share `area` of the frame, before it is cut off.
+    """(top, bottom, left, right) of a box with a share `area` of the frame.
 
-    Its centre lies anywhere; what lies outside the frame is cut off.
+    Its centre lies anywhere; what then lies outside the frame is cut off, so it may be smaller.
     """
     h = int(height * area**0.5)
     w = int(width * area**0.5)

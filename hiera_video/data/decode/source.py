@@ -29,6 +29,8 @@ class VideoSource:
         quarantine: str | Path | None = None,
         manifest: str | Path | None = None,
     ):
+        if decoder not in SECOND_TRY:
+            raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
         self.decoder = decoder
         self.second_decoder = SECOND_TRY[decoder]
         self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest)

@@ -1,14 +1,19 @@
-"""From config to lists of videos, to how clips are made of them, and to loaders."""
+"""The only place where config meets objects. Everything below this room takes plain arguments."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from hiera_video.config import Config
 from hiera_video.data.dataset import Batch, ClipDataset
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import SEGMENTS, ClipFormat
-from hiera_video.data.lists import VideoList, read_videos
+from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import (
     ChunkStream,
     TrainingOrder,
@@ -25,39 +30,145 @@ from hiera_video.data.sampling import (
 )
 from hiera_video.data.transforms import TrainCrop
 from hiera_video.evaluation.loop import Forward
+from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
+from hiera_video.models.hiera import Trunk
+from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.weights import LoadReport, load_weights, read_weights
+from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
-from hiera_video.system.files import exists, register_handlers
+from hiera_video.training.tasks import Classify, MaskedAutoencode
 
-# Rows looked up before a run starts, to tell a wrong data.root from a few missing files.
-LOOKED_UP = 20
 PYTORCHVIDEO = "pytorchvideo."
 
 
-def build_videos(config: Config, key: str) -> VideoList:
-    """The list under `data.train`, `data.val`, `data.test` or `features.videos`.
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that is not built yet."""
 
-    Raises UserError.
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model with random weights, and the task that it is trained for."""
+
+    spec: ModelSpec
+    model: nn.Module
+    task: nn.Module
+
+
+def model_spec(config: Config, num_classes: int | None) -> ModelSpec:
+    """The model that the config means. Raises UserError."""
+    arguments = {k: v for k, v in dataclasses.asdict(config.model).items() if v is not None}
+    name = arguments.pop("name")
+    is_baseline = name in PYTORCHVIDEO_MODELS
+    if config.task == "pretrain":
+        if is_baseline:
+            raise UserError(f"model.name={name}: task=pretrain needs a Hiera")
+        name = name if name.startswith("mae_") else f"mae_{name}"
+    elif name.startswith("mae_"):
+        raise UserError(
+            f"model.name={name}: a masked autoencoder is for task=pretrain; "
+            f"use {name.removeprefix('mae_')}"
+        )
+    if name.endswith("_224") and not name.endswith("x224"):
+        video = f"{name.removesuffix('224')}16x224"
+        raise UserError(f"model.name={name} takes images; use {video} for video")
+    clip = [config.data.num_frames, config.data.crop_size, config.data.crop_size]
+    if arguments.setdefault("input_size", clip) != clip:
+        raise UserError(
+            f"model.input_size={arguments['input_size']} differs from the clips, {clip} "
+            "(data.num_frames x data.crop_size x data.crop_size)"
+        )
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    for key, value in arguments.items():
+        if isinstance(value, list):
+            arguments[key] = tuple(value)
+    return ModelSpec(name, arguments)
+
+
+def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
+    """With random weights of the seed. Raises UserError."""
+    torch.manual_seed(seed)
+    try:
+        return create_model(spec.name, **spec.arguments)
+    except ValueError as e:
+        raise UserError(f"model: {e}") from e
+
+
+def build_encoder(config: Config) -> nn.Module:
+    """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
+    spec = model_spec(config, 1)
+    kept = {k: v for k, v in spec.arguments.items() if not k.startswith("decoder_")}
+    return build_model(ModelSpec(spec.name.removeprefix("mae_"), kept), seed=config.seed)
+
+
+def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[str, Any]:
+    """What a weight file says of itself: enough to build the model and to prepare its clips."""
+    data = config.data
+    return {
+        "model": {"name": spec.name, "arguments": spec.arguments},
+        "classes": names,
+        "mean": data.mean,
+        "std": data.std,
+        "clips": {
+            "num_frames": data.num_frames,
+            "sampling_rate": data.sampling_rate,
+            "target_fps": data.target_fps,
+            "crop_size": data.crop_size,
+            "clip_sampler": data.clip_sampler,
+            "short_side": config.test.short_side or data.crop_size,
+        },
+    }
+
+
+def build_training(config: Config, num_classes: int | None) -> Training:
+    """Raises UserError."""
+    spec = model_spec(config, num_classes)
+    model = build_model(spec, seed=config.seed)
+    # Neither of these two changes parameters or their names.
+    stages = config.train.recompute_stages
+    if stages and not isinstance(model, Trunk):
+        raise UserError(f"train.recompute_stages={list(stages)}: only a Hiera has stages")
+    if isinstance(model, Trunk):
+        try:
+            model.recompute(stages)
+        except ValueError as e:
+            raise UserError(f"train.recompute_{e}") from e
+    if config.train.compile:
+        model.compile()
+    mean = config.data.mean
+    std = config.data.std
+    if config.task == "pretrain":
+        assert isinstance(model, MaskedAutoencoder)  # by its spec
+        try:
+            task: nn.Module = MaskedAutoencode(model, config.mae, mean=mean, std=std)
+        except ValueError as e:
+            raise UserError(f"mae.{e}") from e
+    else:
+        assert num_classes is not None  # task=classify has classes
+        task = Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
+    return Training(spec, model, task)
+
+
+def load_for_use(
+    model: nn.Module, weights: str | Path, *, key: str, from_mae: bool = False
+) -> LoadReport:
+    """Loads weights that must fit. from_mae: a masked autoencoder's encoder will do.
+
+    key: what named the weights, for the message. Raises UserError.
     """
     try:
-        register_handlers(config.data.path_handlers)
-    except ImportError as e:
-        raise UserError(f"data.path_handlers: {e}") from e
-    data = config.data
-    source = {
-        "data.train": data.train,
-        "data.val": data.val,
-        "data.test": data.test or data.val,
-        "features.videos": config.features.videos or data.test or data.val,
-    }[key]
-    videos = read_videos(source, root=data.root or "", key=key)
-    first = range(min(len(videos), LOOKED_UP))
-    if first and not any(exists(videos.path(i)) for i in first):
-        raise UserError(
-            f"{key}: none of the first videos of {videos.source} exists ({videos.path(0)}); "
-            "set data.root to the folder that the list's paths are relative to"
-        )
-    return videos
+        is_mae = from_mae and "decoder_pos_embed" in read_weights(weights)[0]
+        return load_weights(model, weights, strict=not is_mae)
+    except ValueError as e:
+        raise UserError(f"{key}: {e}") from e
+
+
+# -- clips
 
 
 def clip_shape(config: Config) -> ClipShape:

@@ -1,0 +1,115 @@
+"""What a run reads before its stages begin: lists, the names of classes, the weights to test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiera_video.config import Config
+from hiera_video.data.lists import VideoList, check_labels, read_class_names, read_lists
+from hiera_video.models.weights import weights_file
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import register_handlers
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a classifier tells apart. Names of another number than the classes are left out."""
+
+    names: list[str]
+    count: int | None  # None where there are no classes: pretraining
+
+
+NO_CLASSES = Classes([], None)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A list that a stage works on, and the classes that its labels are of."""
+
+    videos: VideoList
+    classes: Classes
+
+
+def read_inputs(config: Config) -> dict[str, Input]:
+    """The lists of all stages of the config, by their keys. Raises UserError.
+
+    What can be wrong is found here: labels, and weights to test that must be there already.
+    """
+    sources = _sources(config)
+    try:
+        register_handlers(config.data.path_handlers)
+    except ImportError as e:
+        raise UserError(f"data.path_handlers: {e}") from e
+    _check_weights(config)
+    lists = read_lists(sources, root=config.data.root or "")
+    inputs: dict[str, Input] = {}
+    for key, videos in lists.items():
+        if key == "data.val":
+            classes = inputs["data.train"].classes
+        else:
+            classes = build_classes(config, videos, needed=key != "features.videos")
+        inputs[key] = Input(videos, classes)
+    for key, given in inputs.items():
+        # A list to test may leave all labels out; then there is no accuracy, but scores.
+        labelled = key != "data.test" or (given.videos.labels >= 0).any()
+        if labelled and given.classes.count is not None and key != "features.videos":
+            check_labels(given.videos, given.classes.count, key=key)
+    return inputs
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """Key -> list, of the lists that the stages read."""
+    data = config.data
+    test = data.test or data.val
+    sources = {}
+    if "train" in config.stages:
+        sources["data.train"] = data.train
+        if config.train.val_every:
+            sources["data.val"] = data.val
+    if "test" in config.stages:
+        sources["data.test"] = test
+    if "features" in config.stages:
+        sources["features.videos"] = config.features.videos or test
+    return sources
+
+
+def read_list(config: Config, key: str) -> VideoList:
+    """One list alone, `data.train` or `data.test`; labels are not checked. Raises UserError."""
+    data = config.data
+    source = data.train if key == "data.train" else data.test or data.val
+    return read_lists({key: source}, root=data.root or "")[key]
+
+
+def build_classes(config: Config, videos: VideoList, *, needed: bool = True) -> Classes:
+    """Of the model that the config means. needed: raises UserError where nothing tells them."""
+    if config.task == "pretrain":
+        return NO_CLASSES
+    names = class_names(config, videos)
+    count = config.model.num_classes or len(names)
+    if not count and needed:
+        raise UserError(
+            "model.num_classes: set it, or data.classes to a file with one class name a line"
+        )
+    return Classes(names if len(names) == count else [], count or None)
+
+
+def class_names(config: Config, videos: VideoList) -> list[str]:
+    """Of data.classes, or of the class folders; empty if nothing names them. Raises UserError."""
+    file = config.data.classes
+    if file is None:
+        return list(videos.classes)
+    return read_class_names(file, root=config.data.root or "", key="data.classes")
+
+
+def weights_to_use(config: Config) -> Path:
+    """Weights for test and features: test.weights, or the run's last. Raises UserError."""
+    try:
+        return weights_file(config.test.weights or config.output)
+    except ValueError as e:
+        raise UserError(f"test.weights: {e}; train first, or set test.weights") from e
+
+
+def _check_weights(config: Config) -> None:
+    """Raises UserError for weights to test that must be there before the run, and are not."""
+    uses = "test" in config.stages or "features" in config.stages
+    if uses and (config.test.weights or "train" not in config.stages):
+        weights_to_use(config)
