@@ -249,12 +249,12 @@ def load(
 
 def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
-    own = {field.name for field in dataclasses.fields(MAEArgs)}
-    own -= {field.name for field in dataclasses.fields(TrunkArgs)}
+    every = {field.name for field in dataclasses.fields(MAEArgs)}
+    own = every - {field.name for field in dataclasses.fields(TrunkArgs)}
+    if every <= set(arguments):
+        # A converted file states defaults, too: the autoencoder pools twice, a classifier thrice.
+        own.add("q_pool")
     kept = {key: value for key, value in arguments.items() if key not in own}
-    # A file may state the autoencoder's default, two poolings; a classifier pools three times.
-    if kept.get("q_pool") == MAEArgs.q_pool:
-        del kept["q_pool"]
     encoder = create_model(name.removeprefix("mae_"), **{**kept, "num_classes": 1})
     load_weights(encoder, weights, strict=False)
     return encoder

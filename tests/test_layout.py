@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hiera_video"
 
-# What each room may import (CONTRIBUTING.md, "Where things belong"). Everything may use what lies below it.
+# What each room may import; CONTRIBUTING.md says what each owns.
 ROOMS = {
     "system": (),
     "config": ("system",),
