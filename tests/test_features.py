@@ -334,3 +334,11 @@ def test_overlapping_windows_are_decoded_once():
     for part in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
         assert frames.get(np.array(part))[:, 0, 0, 0].tolist() == part
     assert asked == [0, 2, 4, 6, 8, 20, 22]
+
+
+def test_class_names_are_not_needed(shapes, weights, tmp_path):
+    """The weights say how many classes there are: a file that is not there is no obstacle."""
+    overrides = [f"data.root={shapes}", "model.embed_dim=16", "model.stages=[1,1,1,1]"]
+    overrides += ["data.classes=gone.txt", f"test.weights={weights}", f"output={tmp_path / 'out'}"]
+    extract_features(load_config(ROOT / FINETUNE, [*overrides, "stages=[features]"]))
+    assert "val" in (tmp_path / "out/manifest.csv").read_text()

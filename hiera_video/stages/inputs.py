@@ -15,7 +15,7 @@ class Classes:
     """What a classifier tells apart. Names of another number than the classes are left out."""
 
     names: list[str]
-    count: int | None  # None where there are no classes: pretraining
+    count: int | None  # None where there are none, or nobody asks
 
 
 NO_CLASSES = Classes([], None)
@@ -43,15 +43,17 @@ def read_inputs(config: Config) -> dict[str, Input]:
     lists = read_lists(sources, root=config.data.root or "")
     inputs: dict[str, Input] = {}
     for key, videos in lists.items():
-        if key == "data.val":
+        if key == "features.videos":
+            classes = NO_CLASSES  # the model's are told by its weights
+        elif key == "data.val":
             classes = inputs["data.train"].classes
         else:
-            classes = build_classes(config, videos, needed=key != "features.videos")
+            classes = build_classes(config, videos)
         inputs[key] = Input(videos, classes)
     for key, given in inputs.items():
         # A list to test may leave all labels out; then there is no accuracy, but scores.
         labelled = key != "data.test" or (given.videos.labels >= 0).any()
-        if labelled and given.classes.count is not None and key != "features.videos":
+        if labelled and given.classes.count is not None:
             check_labels(given.videos, given.classes.count, key=key)
     return inputs
 
@@ -79,17 +81,17 @@ def read_list(config: Config, key: str) -> VideoList:
     return read_lists({key: source}, root=data.root or "")[key]
 
 
-def build_classes(config: Config, videos: VideoList, *, needed: bool = True) -> Classes:
-    """Of the model that the config means. needed: raises UserError where nothing tells them."""
+def build_classes(config: Config, videos: VideoList) -> Classes:
+    """Of the model that the config means. Raises UserError."""
     if config.task == "pretrain":
         return NO_CLASSES
     names = class_names(config, videos)
     count = config.model.num_classes or len(names)
-    if not count and needed:
+    if not count:
         raise UserError(
             "model.num_classes: set it, or data.classes to a file with one class name a line"
         )
-    return Classes(names if len(names) == count else [], count or None)
+    return Classes(names if len(names) == count else [], count)
 
 
 def class_names(config: Config, videos: VideoList) -> list[str]:
