@@ -40,7 +40,8 @@ def test_pretrain_finetune_test_features(shapes, tmp_path, finetune, tool):
     """The whole path in one go, and every file that the contract names."""
     mae = tmp_path / "mae"
     out = tmp_path / "run"
-    tool("tools/run_net.py", "--cfg", PRETRAIN, f"data.root={shapes}", f"output={mae}", *SHORT)
+    quiet = [*SHORT, "train.val_every=0"]
+    tool("tools/run_net.py", "--cfg", PRETRAIN, f"data.root={shapes}", f"output={mae}", *quiet)
     overrides = [o for o in finetune() if not o.startswith("init.")]
     tool(
         *("tools/run_net.py", "--cfg", FINETUNE, *overrides, f"init.weights={mae}"),
@@ -225,6 +226,7 @@ def test_pretraining_is_repeatable_and_learns(shapes, tmp_path):
         "train.batch_size=8",
         "optim.lr=2e-3",
         "train.repeats=2",
+        "train.val_every=0",
     ]
     for name in ("a", "b"):
         start(*overrides, f"output={tmp_path / name}", cfg=PRETRAIN)

@@ -105,6 +105,7 @@ def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes)
         "train.epochs=4",
         "train.batch_size=8",
         "train.log_every=1",
+        "train.val_every=0",
         "data.num_workers=0",
     ]
     for name, more in (("mae_one", []), ("mae_four", ["train.accumulate=3"])):

@@ -60,7 +60,7 @@ def test_a_perfect_prediction_gives_the_picture_back(monkeypatch):
 
 
 def test_tool(shapes, tmp_path, tool):
-    common = ["--cfg", PRETRAIN, f"data.root={shapes}", *SHORT]
+    common = ["--cfg", PRETRAIN, f"data.root={shapes}", "train.val_every=0", *SHORT]
     tool("tools/run_net.py", *common, f"output={tmp_path / 'mae'}")
     video = sorted(shapes.rglob("*.mp4"))[0]
     for output in ("mae.png", "mae.mp4"):
