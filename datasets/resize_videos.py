@@ -16,6 +16,7 @@ and a damaged video is left out of the new lists. At the end it says what was sa
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -183,6 +184,9 @@ def resize_lists(lists: dict[str, VideoList], args: argparse.Namespace) -> None:
         labels = [f" {videos.label(i)}" if videos.label(i) != -1 else "" for i in rows]
         lines = [f"{new_name(videos.written(i))}{label}\n" for i, label in zip(rows, labels)]
         (args.output / name).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    for folder in {Path(videos.source).parent for videos in lists.values()}:
+        if (folder / "classes.txt").is_file():
+            shutil.copy(folder / "classes.txt", args.output)
     done = [t for t in jobs if t not in failed]
     if not done:
         raise UserError(

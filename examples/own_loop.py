@@ -1,6 +1,8 @@
 """A Hiera inside your own training loop: our data set and model, everything else yours.
 
 python examples/own_loop.py [FOLDER [STEPS]]
+
+Twenty steps show that it runs; chance is a loss of 2.08 on the demo's eight classes.
 """
 
 import sys
@@ -39,9 +41,8 @@ model = create_hiera(
     embed_dim=32,
     stages=(1, 2, 3, 1),
     num_classes=8,
-    head_init_scale=1.0,
 )
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
 for step, batch in enumerate(loader):
     clips = normalise(batch["clip"][:, 0])  # one view a video: uint8 -> float [B, 3, T, S, S]
     loss = F.cross_entropy(model(clips), batch["label"])

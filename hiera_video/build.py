@@ -1,4 +1,4 @@
-"""The only place where config meets objects. Everything below this room takes plain arguments."""
+"""From config to objects: models, tasks, loaders. Everything below takes plain arguments."""
 
 import dataclasses
 from collections.abc import Callable, Iterable

@@ -66,6 +66,8 @@ def main(args: argparse.Namespace) -> None:
     for path, name in zip(paths, names):
         try:
             show(model, path, name, args)
+        except BrokenPipeError:
+            raise
         except (VideoError, OSError) as e:
             unread.append(path)
             print(f"{path}: {e}", file=sys.stderr)

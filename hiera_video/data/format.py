@@ -1,4 +1,4 @@
-"""How clips are made for a model: what its weight file says of it, and its test needs."""
+"""The clip format of a model: frames, spacing, crop and pixel values of what it was trained on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,6 @@
-"""The evaluation loop. What becomes of its outputs is the consumers': scores, features, probe.
+"""The evaluation loop: runs a model over views, and hands its outputs to a consumer.
+
+Consumers are in scores.py, features.py and probe.py.
 
 Every rank takes its own rows of the list, each row once and without padding; rank 0 puts the parts
 together by row. A video that cannot be read is never replaced: it is missing, and named.

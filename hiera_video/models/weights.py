@@ -7,7 +7,6 @@ constructor arguments, class names, mean, std. The published ones are pickles `{
 
 import difflib
 import json
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,7 +88,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"{file} is not a safetensors file: {e}") from e
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+    except Exception as e:  # of bytes that are no pickle, the unpickler may make anything
         raise ValueError(
             f"{file} is no weight file: neither safetensors nor a pickle of nothing but tensors"
         ) from e
@@ -151,7 +150,9 @@ def load_weights(
 
     wrong = _what_does_not_fit(report, state, own, allowed_head=None if strict else head)
     if wrong:
-        raise ValueError(f"{source} does not fit this model{wrong}")
+        name = metadata.get("model", {}).get("name")
+        whose = f"; it is of {name}" if name else ""
+        raise ValueError(f"{source} does not fit this model{whose}{wrong}")
     broken = [n for n in loaded if not _is_sound(state[n], own[n])]
     if broken:
         names = ", ".join(_by_module(broken))
@@ -253,7 +254,7 @@ def _nearest(unused: list[str], wanted: list[str]) -> str:
     return f"; {', '.join(pairs)}" if pairs else ""
 
 
-def _by_module(names: list[str], limit: int = 12) -> list[str]:
+def _by_module(names: list[str], limit: int = 6) -> list[str]:
     """Names without `.weight`, `.bias`; the first `limit`, then how many more."""
     modules = list(dict.fromkeys(n.removesuffix(".weight").removesuffix(".bias") for n in names))
     return modules[:limit] + ([f"and {len(modules) - limit} more"] if len(modules) > limit else [])

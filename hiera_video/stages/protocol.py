@@ -1,10 +1,11 @@
-"""The card of a test: everything that its figures depend on, and nothing that they do not."""
+"""protocol.json of a test, its card: everything that the figures depend on, and nothing else."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hiera_video.config import Config
+from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.data.lists import VideoList
 from hiera_video.system.files import sha256_of
 
@@ -32,7 +33,8 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
         "resize": f"short side {short_side}, bilinear, no antialias, 8 bit, from the full frame",
         "crop": f"{data.crop_size} x {data.crop_size}, {place}",
         "normalisation": {"mean": list(data.mean), "std": list(data.std)},
-        "decoder": data.decoder,
+        # A decoder that is not here leaves everything to PyAV.
+        "decoder": "pyav" if missing_decoder(data.decoder) else data.decoder,
         "model": config.model.name,
         "weights": {"file": "/".join(weights.parts[-2:]), "sha256": sha256_of(weights)},
         "precision": test.precision,

@@ -1,5 +1,6 @@
 """The ways in which work ends early without being a defect, and how a command line reports them."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -33,3 +34,7 @@ def run_command(main: Callable[[], None]) -> None:
     except RunStopped as e:
         print(f"stopped: {e}", file=sys.stderr)
         sys.exit(3)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). Nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
