@@ -224,3 +224,31 @@ def test_resume_with_another_class_count_is_refused(tmp_path, finetune):
     (tmp_path / "run/config.yaml").unlink()  # as if an older program had left the folder
     with pytest.raises(UserError, match=r"cannot resume: .*head\.projection"):
         start(*finetune(), "stages=[train]", "model.num_classes=9", "train.epochs=4")
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"<html></html>", b"\x80\x04K", b"cut"])
+def test_what_is_no_weight_file_is_one_line(tmp_path, tool, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    error = tool(
+        "tools/predict.py", __file__, "--weights", tmp_path / "weights.pth", check=2
+    ).stderr
+    assert "is no weight file" in error and error.count("\n") == 1
+
+
+def test_weights_of_another_model_say_whose_they_are(weights, tool):
+    args = (__file__, "--weights", weights, "--model", "hiera_small_16x224")
+    error = tool("tools/predict.py", *args, check=2).stderr
+    assert "it is of hiera_tiny_16x224" in error and error.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`| head`: the command ends quietly."""
+    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, "--show-config"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0 and process.stderr.read() == b""

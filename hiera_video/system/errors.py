@@ -28,6 +28,7 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        sys.stdout.flush()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
