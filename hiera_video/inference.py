@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiera_video.config.sections import DEVICES
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import ClipFormat
@@ -32,8 +33,6 @@ from hiera_video.models.weights import classes_of, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import PRECISIONS
 from hiera_video.system.errors import VideoError
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class UnnamedModel(ValueError):

@@ -10,8 +10,13 @@ from conftest import start
 
 from hiera_video.build import build_model, model_spec
 from hiera_video.config import ModelConfig, changed_keys, load_config, to_yaml, valid_keys
+from hiera_video.config.checks import PRECISIONS
 from hiera_video.config.reference import reference_page
+from hiera_video.config.sections import DECODERS
+from hiera_video.data.decode.readers import OTHERS
+from hiera_video.data.decode.source import SECOND_TRY
 from hiera_video.models.arguments import HieraArgs, MAEArgs
+from hiera_video.system import distributed
 from hiera_video.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,3 +195,9 @@ def test_keys_that_define_no_result_may_change(tmp_path, finetune):
         start(*finetune("run", "optim.lr=0.5"))
     with pytest.raises(UserError, match=r"keys differ: test\.batch_size"):
         start(*finetune("run"))
+
+
+def test_choices_are_those_of_the_rooms():
+    """The ground floor imports nothing heavy, so it names what higher rooms can do."""
+    assert set(PRECISIONS) == set(distributed.PRECISIONS)
+    assert set(DECODERS) == set(SECOND_TRY) == {"auto", "pyav", *OTHERS}

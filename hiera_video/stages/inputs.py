@@ -35,10 +35,7 @@ def read_inputs(config: Config) -> dict[str, Input]:
     What can be wrong is found here: labels, and weights to test that must be there already.
     """
     sources = _sources(config)
-    try:
-        register_handlers(config.data.path_handlers)
-    except ImportError as e:
-        raise UserError(f"data.path_handlers: {e}") from e
+    _register_handlers(config.data.path_handlers)
     _check_weights(config)
     lists = read_lists(sources, root=config.data.root or "")
     inputs: dict[str, Input] = {}
@@ -78,6 +75,7 @@ def read_list(config: Config, key: str) -> VideoList:
     """One list alone, `data.train` or `data.test`; labels are not checked. Raises UserError."""
     data = config.data
     source = data.train if key == "data.train" else data.test or data.val
+    _register_handlers(data.path_handlers)
     return read_lists({key: source}, root=data.root or "")[key]
 
 
@@ -115,3 +113,11 @@ def _check_weights(config: Config) -> None:
     uses = "test" in config.stages or "features" in config.stages
     if uses and (config.test.weights or "train" not in config.stages):
         weights_to_use(config)
+
+
+def _register_handlers(modules: tuple[str, ...]) -> None:
+    """Of remote paths. Raises UserError."""
+    try:
+        register_handlers(modules)
+    except ImportError as e:
+        raise UserError(f"data.path_handlers: {e}") from e
