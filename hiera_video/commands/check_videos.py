@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(videos)} videos: {found}; {manifest}, {clean}")
 
 
-def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterator[Row]) -> Counter[object]:
+def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterable[Row]) -> Counter[object]:
     """Writes both files row by row and names what is not ok. Returns how many have which status."""
     counts: Counter[object] = Counter()
     with open(manifest, "w", newline="") as m, open(clean, "w") as c:
