@@ -33,6 +33,7 @@ from hiera_video.models.weights import classes_of, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import PRECISIONS
 from hiera_video.system.errors import VideoError
+from hiera_video.system.files import join
 
 
 class UnnamedModel(ValueError):
@@ -111,6 +112,7 @@ class VideoModel:
         """Softmax scores, averaged over the views: float32 [classes]."""
         if clips < 1 or crops not in (1, 3):
             raise ValueError(f"clips={clips} must be > 0, and crops={crops} 1 or 3")
+        self._check_classifier()
         sample = self._dataset(video, self.format.uniform(clips), crops)[Key(0, 0)]
         if "clip" not in sample:
             raise VideoError(sample["bad"][0][1])
@@ -144,7 +146,7 @@ class VideoModel:
 
     def open(self, video: str | Path) -> Any:
         """The video's frames, in the process that can be killed (a context manager)."""
-        return self._source.open(str(Path(video).absolute()))
+        return self._source.open(join(Path.cwd(), video))
 
     def close(self) -> None:
         """Ends the decoding process; the next call starts another one."""
@@ -155,7 +157,7 @@ class VideoModel:
             raise ValueError("a masked autoencoder knows no classes; fine-tune it first")
 
     def _dataset(self, video: str | Path, sample: ClipSampler, crops: int) -> ClipDataset:
-        videos = VideoList([str(Path(video).absolute())], [-1])
+        videos = VideoList([join(Path.cwd(), video)], [-1])
         return ClipDataset(
             videos, sample=sample, transform=self.format.crops(crops), source=self._source
         )
@@ -167,7 +169,6 @@ class VideoModel:
 
     def _scores_of(self, clips: Tensor) -> Tensor:
         """clips: uint8 [N, 3, T, S, S] -> float32 [N, classes]"""
-        self._check_classifier()
         return self._run(predict_logits(self.module), clips)["logits"].softmax(-1)
 
     def _over_windows(

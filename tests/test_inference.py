@@ -5,7 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -91,7 +94,7 @@ def test_a_masked_autoencoder_gives_features_and_no_classes(video, tmp_path):
     assert torch.equal(whole.features(video).features, features)
     whole.close()
     with pytest.raises(ValueError, match="knows no classes"):
-        model.predict(video)
+        model.predict(tmp_path / "gone.mp4")  # said before a video is decoded
     model.close()
 
 
@@ -120,6 +123,23 @@ def test_what_is_no_video_is_a_video_error(model, tmp_path, capsys):
             with pytest.raises(hiera_video.VideoError):
                 call(tmp_path / name)
     assert capsys.readouterr() == ("", ""), "nothing prints"
+
+
+def test_a_video_of_a_web_server(model, video, weights, tool, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    handler = partial(SimpleHTTPRequestHandler, directory=video.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        remote = f"{url}/{video.name}"
+        assert model.predict(remote) == model.predict(video)
+        with model.open(remote) as opened:
+            assert opened.info.num_frames > 0
+        with pytest.raises(hiera_video.VideoError, match="HTTP Error 404"):
+            model.features(f"{url}/gone.mp4")
+        lines = tool("tools/predict.py", remote, "--weights", weights).stdout.splitlines()
+        assert lines[0] == remote and len(lines) == 6
+        server.shutdown()
 
 
 def test_import_takes_no_time():

@@ -24,6 +24,7 @@ from hiera_video.inference import UnnamedModel, VideoModel, load
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
+from hiera_video.system.files import is_remote
 
 DRAWN = ".drawn.mp4"  # end of a name
 # Arguments of `load`, whose messages begin with the one that is wrong.
@@ -32,7 +33,7 @@ OPTIONS = ("model: ", "classes: ", "device: ")
 
 def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file or folder")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or URL")
     parser.add_argument("--weights", required=True, help="weight file, step folder or run folder")
     parser.add_argument("--model", help="name, where the weights do not say it")
     parser.add_argument(
@@ -157,7 +158,7 @@ def find_videos(given: list[str]) -> list[str]:
                 endings = ", ".join(VIDEO_SUFFIXES)
                 raise UserError(f"the folder {path} holds no video ({endings})")
             found += inside
-        elif path.is_file():
+        elif path.is_file() or is_remote(name):
             found.append(name)
         else:
             raise UserError(f"there is no video {name}")
