@@ -33,6 +33,7 @@ from hiera_video.evaluation.loop import Forward
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.hiera import Trunk
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.token_dial import TokenDial
 from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import World
@@ -150,6 +151,10 @@ def build_training(config: Config, num_classes: int | None) -> Training:
             raise UserError(f"mae.{e}") from e
     else:
         assert num_classes is not None  # task=classify has classes
+        if config.classify.keep_units < 1 and not isinstance(model, Trunk):
+            raise UserError(
+                f"classify.keep_units={config.classify.keep_units}: only a Hiera has mask units"
+            )
         task = Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
     return Training(spec, model, task)
 
@@ -197,6 +202,11 @@ def video_source(config: Config) -> VideoSource:
         quarantine=data.quarantine or Path(config.output) / "quarantine.csv",
         manifest=data.manifest or Path(config.output) / "manifest.sqlite",
     )
+
+
+def token_dial(config: Config) -> TokenDial:
+    """Of validation, testing and features."""
+    return TokenDial(config.test.keep_units, config.test.keep_units_by)
 
 
 def forward(config: Config, world: World, *, compile: bool | None = None) -> Forward:

@@ -9,7 +9,7 @@ Legend: W windows, dim channels of a feature, N frames.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +25,18 @@ from hiera_video.data.format import ClipFormat
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.data.transforms import normalise
-from hiera_video.evaluation.loop import Forward, Predict, predict_features, predict_logits
+from hiera_video.evaluation.loop import (
+    ALL_UNITS,
+    Forward,
+    Predict,
+    predict_features,
+    predict_logits,
+)
 from hiera_video.evaluation.scores import class_name
 from hiera_video.models.arguments import MAEArgs, TrunkArgs
+from hiera_video.models.hiera import Trunk
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.token_dial import KEEP_BY, TokenDial
 from hiera_video.models.weights import classes_of, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import PRECISIONS
@@ -61,7 +69,8 @@ class VideoModel:
     """A model that takes videos. `model(clip)` is the module itself, on a normalised clip.
 
     module: any model of models/zoo.py. classes: one name a class, or none. format: default the
-    published one. encoder: what gives the features, where that is not the module.
+    published one. encoder: what gives the features, where that is not the module. dial: the mask
+    units of a Hiera that are computed.
 
     A video that cannot be read raises VideoError; wrong arguments raise ValueError.
     """
@@ -76,6 +85,7 @@ class VideoModel:
         encoder: nn.Module | None = None,
         device: str = "auto",
         precision: str = "float32",
+        dial: TokenDial = ALL_UNITS,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
@@ -87,6 +97,7 @@ class VideoModel:
         self._forward = Forward(
             place, self.format.mean, self.format.std, precision, views_per_forward=1
         )
+        self._dial = dial
         self._source = source or VideoSource(timeout_s=60.0)
         self._encoder = self.module if encoder is None else encoder.to(place).eval()
 
@@ -116,16 +127,16 @@ class VideoModel:
         sample = self._dataset(video, self.format.uniform(clips), crops)[Key(0, 0)]
         if "clip" not in sample:
             raise VideoError(sample["bad"][0][1])
-        return self._scores_of(sample["clip"]).mean(0)
+        return self._scores_of(sample["clip"], sample["seed"]).mean(0)
 
     def features(self, video: str | Path, *, hop_s: float | None = None) -> VideoFeatures:
         """Vectors of windows over the whole video, end to end or every `hop_s` seconds.
 
         Of a masked autoencoder, its encoder's.
         """
-        predict = predict_features(self._encoder)
+        predict = predict_features(self._encoder, dial=self._dial)
         parts, times = self._over_windows(
-            video, hop_s, lambda clips: self._run(predict, clips)["features"]
+            video, hop_s, lambda clips, seeds: self._run(predict, clips, seeds)["features"]
         )
         return VideoFeatures(parts, times)
 
@@ -163,36 +174,30 @@ class VideoModel:
         )
 
     @torch.inference_mode()
-    def _run(self, predict: Predict, clips: Tensor) -> dict[str, Tensor]:
-        """clips: uint8 [N, 3, T, S, S] -> outputs [N, ..] on the host"""
-        return self._forward(predict, clips)
+    def _run(self, predict: Predict, clips: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """clips: uint8 [N, 3, T, S, S], a seed of each -> outputs [N, ..] on the host"""
+        return self._forward(predict, clips, seeds)
 
-    def _scores_of(self, clips: Tensor) -> Tensor:
-        """clips: uint8 [N, 3, T, S, S] -> float32 [N, classes]"""
-        return self._run(predict_logits(self.module), clips)["logits"].softmax(-1)
+    def _scores_of(self, clips: Tensor, seeds: Tensor) -> Tensor:
+        """clips: uint8 [N, 3, T, S, S], a seed of each -> float32 [N, classes]"""
+        predict = predict_logits(self.module, self._dial)
+        return self._run(predict, clips, seeds)["logits"].softmax(-1)
 
     def _over_windows(
-        self, video: str | Path, hop_s: float | None, work: Callable[[Tensor], Tensor]
+        self, video: str | Path, hop_s: float | None, work: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, np.ndarray]:
         """(what `work` makes of all windows, times [W, 2])"""
         if hop_s is not None and not hop_s > 0:
             raise ValueError(f"hop_s={hop_s} must be > 0")
         parts = []
         times = []
-        for clips, times_of_clips in self._windows(video, hop_s):
-            parts.append(work(clips))
-            times.append(times_of_clips)
-        return torch.cat(parts), np.concatenate(times)
-
-    def _windows(
-        self, video: str | Path, hop_s: float | None
-    ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Chunks of windows: (uint8 [n, 3, T, S, S], times [n, 2])."""
         dataset = self._dataset(video, self.format.windows(hop_s), crops=1)
         for batch in dataset.chunks(0, 0):
             if batch["clip"] is None:
                 raise VideoError(batch["bad"][0][1])
-            yield batch["clip"][0], batch["times"][0]
+            parts.append(work(batch["clip"][0], batch["seed"][0]))
+            times.append(batch["times"][0])
+        return torch.cat(parts), np.concatenate(times)
 
 
 def load(
@@ -203,15 +208,24 @@ def load(
     device: str = "auto",
     precision: str = "float32",
     timeout_s: float = 60.0,
+    keep_units: float = 1.0,
+    keep_units_by: str = "random",
 ) -> VideoModel:
     """The model of a weight file, step folder or run folder.
 
     model, classes: its name and its classes' names, where the file does not say them (published
     files do not). device: auto, cpu or cuda. timeout_s: for decoding one video; one that takes
-    longer is not tried again by this model. Raises ValueError.
+    longer is not tried again by this model. keep_units: share of a Hiera's mask units that are
+    computed, for less cost; keep_units_by: `random`, or `motion` (where pixels change most). Raises
+    ValueError.
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} must be > 0")
+    if not 0 < keep_units <= 1 or keep_units_by not in KEEP_BY:
+        raise ValueError(
+            f"keep_units={keep_units} must be above 0 and at most 1, and "
+            f"keep_units_by={keep_units_by!r} one of {', '.join(KEEP_BY)}"
+        )
     _device(device)  # tried first, for its error
     state, metadata = read_weights(weights)
     is_mae = "decoder_pos_embed" in state
@@ -231,6 +245,10 @@ def load(
         raise ValueError(f"model: {e}") from e
     if len(getattr(module, "input_size", (1, 1, 1))) != 3:
         raise ValueError(f"model: {name} takes images, not video")
+    if keep_units < 1 and not isinstance(module, Trunk):
+        raise ValueError(
+            f"keep_units={keep_units}: only a Hiera has mask units, and {name} is none"
+        )
     load_weights(module, weights, strict=True)
     names = list(metadata.get("classes", []) if classes is None else classes)
     count = arguments.get("num_classes")
@@ -244,6 +262,7 @@ def load(
         encoder=_encoder_of(name, arguments, weights) if is_mae else None,
         device=device,
         precision=precision,
+        dial=TokenDial(keep_units, keep_units_by),
     )
 
 

@@ -22,13 +22,14 @@ from hiera_video.commands.arguments import make_parser
 from hiera_video.data.lists import VIDEO_SUFFIXES
 from hiera_video.inference import UnnamedModel, VideoModel, load
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.token_dial import KEEP_BY
 from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
 from hiera_video.system.files import is_remote
 
 DRAWN = ".drawn.mp4"  # end of a name
 # Arguments of `load`, whose messages begin with the one that is wrong.
-OPTIONS = ("model: ", "classes: ", "device: ")
+OPTIONS = ("model: ", "classes: ", "device: ", "keep_units=")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,6 +51,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hop-s", type=float, help="seconds from window to window; default end to end"
     )
+    parser.add_argument(
+        "--keep-units",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of a Hiera's mask units that are computed: less cost, less accuracy",
+    )
+    parser.add_argument("--keep-units-by", choices=KEEP_BY, default="random")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for decoding a video")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -58,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.clips < 1 or args.timeout <= 0 or (args.hop_s is not None and args.hop_s <= 0):
         raise UserError("--clips, --timeout and --hop-s must be > 0")
+    if not 0 < args.keep_units <= 1:
+        raise UserError(f"--keep-units {args.keep_units} must be above 0 and at most 1")
     paths = find_videos(args.videos)
     names = file_names(paths)
     model = load_classifier(args)
@@ -121,6 +132,8 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             classes=classes,
             device=args.device,
             timeout_s=args.timeout,
+            keep_units=args.keep_units,
+            keep_units_by=args.keep_units_by,
         )
     except UnnamedModel as e:
         raise UserError(
@@ -128,7 +141,11 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             "give --model, such as hiera_base_16x224"
         ) from e
     except ValueError as e:
-        raise UserError(f"--{e}" if str(e).startswith(OPTIONS) else f"--weights: {e}") from e
+        of_option = str(e).startswith(OPTIONS)
+        message = (
+            f"--{e}".replace("keep_units", "keep-units", 1) if of_option else f"--weights: {e}"
+        )
+        raise UserError(message) from e
     if isinstance(model.module, MaskedAutoencoder):
         raise UserError(
             f"--weights {args.weights}: a masked autoencoder knows no classes; fine-tune it first"

@@ -64,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
             autoencoder,
             model.middle_clip(args.video),
             mask_ratio=ratio,
+            decoder_keep=config.mae.decoder_keep,
             seed=args.seed,
             mean=config.data.mean,
             std=config.data.std,

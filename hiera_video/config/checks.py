@@ -3,6 +3,7 @@
 from hiera_video.system.errors import UserError
 
 PRECISIONS = ("float32", "bfloat16")
+KEEP_UNITS_BY = ("random", "motion")
 
 
 def require_one_of(key: str, value: object, allowed: tuple) -> None:
@@ -16,6 +17,13 @@ def require_positive(section: str, config: object, names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"{section}.{name}={value} must be > 0")
+
+
+def require_share(section: str, config: object, names: str) -> None:
+    for name in names.split():
+        value = getattr(config, name)
+        if not 0 < value <= 1:
+            raise UserError(f"{section}.{name}={value} must be above 0 and at most 1")
 
 
 def require_not_negative(section: str, config: object, names: str) -> None:

@@ -7,10 +7,12 @@ with the section they belong to and raise UserError; what concerns two sections 
 from dataclasses import dataclass, field
 
 from hiera_video.config.checks import (
+    KEEP_UNITS_BY,
     PRECISIONS,
     require_not_negative,
     require_one_of,
     require_positive,
+    require_share,
 )
 from hiera_video.config.training import ClassifyConfig, MAEConfig, OptimConfig, TrainConfig
 from hiera_video.system.errors import UserError
@@ -182,6 +184,12 @@ class TestConfig:
     precision: str = "float32"
     # torch.compile, for the features too.
     compile: bool = False
+    # Share of a Hiera's mask units that are computed, in validation, testing and features.
+    keep_units: float = 1.0
+    # Which ones: random (by seed) or motion (where pixels change most).
+    keep_units_by: str = "random"
+    # Other shares that the same test is scored at, for the curve of accuracy against cost.
+    keep_units_too: tuple[float, ...] = ()
     # Weights to test. Default: the run's last checkpoint.
     weights: str | None = None
     # Share of the videos that must be scored; below it the exit status is 3.
@@ -198,6 +206,11 @@ class TestConfig:
         require_one_of("test.clip_sampler", self.clip_sampler, TEST_SAMPLERS)
         require_one_of("test.crops", self.crops, (1, 3))
         require_positive("test", self, "clips batch_size views_per_forward")
+        require_share("test", self, "keep_units")
+        require_one_of("test.keep_units_by", self.keep_units_by, KEEP_UNITS_BY)
+        for share in self.keep_units_too:
+            if not 0 < share <= 1:
+                raise UserError(f"test.keep_units_too: {share} must be above 0 and at most 1")
         if not 0 <= self.min_coverage <= 1:
             raise UserError(f"test.min_coverage={self.min_coverage} must be from 0 to 1")
         if self.clip_sampler and self.batch_size > 1:
@@ -271,6 +284,11 @@ class Config:
         if short_side is not None and short_side < self.data.crop_size:
             raise UserError(
                 f"test.short_side={short_side} is less than data.crop_size={self.data.crop_size}"
+            )
+        if self.test.keep_units < 1 and "features" in self.stages and self.features.stages:
+            raise UserError(
+                f"features.stages={list(self.features.stages)} with test.keep_units="
+                f"{self.test.keep_units}: a map needs all units; set test.keep_units=1"
             )
         if self.task == "pretrain" and "test" in self.stages:
             raise UserError(

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 
 from hiera_video.config.checks import (
+    KEEP_UNITS_BY,
     PRECISIONS,
     require_not_negative,
     require_one_of,
     require_positive,
+    require_share,
 )
 from hiera_video.system.errors import UserError
 
 PARALLELS = ("ddp", "fsdp")
 OPTIMIZERS = ("adamw", "sgd")
+DECODER_KEEP_BY = ("random", "running_cell")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class ClassifyConfig:
     mix_prob: float = 1.0
     # Share of the mixed batches that are cut and not blended, where both are on.
     switch_prob: float = 0.5
+    # Share of a Hiera's mask units that are computed.
+    keep_units: float = 1.0
+    # Which ones: random (by seed) or motion (where pixels change most).
+    keep_units_by: str = "random"
+
+    def __post_init__(self) -> None:
+        require_share("classify", self, "keep_units")
+        require_one_of("classify.keep_units_by", self.keep_units_by, KEEP_UNITS_BY)
 
 
 @dataclass(frozen=True)
@@ -114,5 +125,14 @@ class MAEConfig:
 
     # Share of the mask units that are hidden.
     mask_ratio: float = 0.9
+    # Share of the hidden patches that the decoder sees and predicts. The decoder is most of the
+    # cost.
+    decoder_keep: float = 1.0
+    # Which ones: random (by seed), or running_cell (VideoMAE V2), the same of each 2 x 2 patches.
+    decoder_keep_by: str = "random"
     # Videos of data.train, and of data.val, for the nearest-neighbour probe.
     probe_videos: int = 1000
+
+    def __post_init__(self) -> None:
+        require_share("mae", self, "decoder_keep")
+        require_one_of("mae.decoder_keep_by", self.decoder_keep_by, DECODER_KEEP_BY)

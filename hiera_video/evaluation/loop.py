@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
+from hiera_video.evaluation.scores import at_share
+from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.distributed import World, autocast
 from hiera_video.system.log import Progress
 
-Predict = Callable[[Tensor], dict[str, Tensor]]  # clips -> tensors that begin with the clips
+# (clips, a seed of each) -> tensors that begin with the clips
+Predict = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
+
+ALL_UNITS = TokenDial()
 
 
 class Consumer(Protocol):
@@ -45,13 +50,14 @@ class Forward:
     def prepare(self, predict: Predict) -> Predict:
         return torch.compile(predict) if self.compile else predict
 
-    def __call__(self, predict: Predict, clips: Tensor) -> dict[str, Tensor]:
-        """clips: uint8 [N, C, T, S, S] -> float32 outputs [N, ...] on the host"""
+    def __call__(self, predict: Predict, clips: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """clips: uint8 [N, C, T, S, S], seeds [N] -> float32 outputs [N, ...] on the host"""
         parts = []
-        for part in clips.split(self.views_per_forward):
+        size = self.views_per_forward
+        for part, seeds_of_part in zip(clips.split(size), seeds.split(size)):
             with autocast(self.precision, self.device):
                 moved = part.to(self.device, non_blocking=True)
-                out = predict(normalise(moved, self.mean, self.std))
+                out = predict(normalise(moved, self.mean, self.std), seeds_of_part.tolist())
             parts.append({name: value.float().cpu() for name, value in out.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -76,27 +82,47 @@ def evaluate(
             consumer.missing(row, reason)
         if batch["clip"] is not None:
             clips = batch["clip"]  # [B, V, C, T, S, S]
-            out = forward(predict, clips.flatten(0, 1))
+            out = forward(predict, clips.flatten(0, 1), batch["seed"].flatten())
             joined = {name: value.unflatten(0, clips.shape[:2]) for name, value in out.items()}
             consumer.update(batch, joined)
         progress.advance(batch["requested"] * world.size)
     progress.close()
 
 
-def predict_logits(model: nn.Module) -> Predict:
-    """-> logits [N, classes]"""
-    return lambda clips: {"logits": model(clips)}
+def predict_logits(model: Any, dial: TokenDial = ALL_UNITS, too: Sequence[float] = ()) -> Predict:
+    """-> logits [N, classes], and those at the shares `too`, under the names of `at_share`"""
+
+    def logits(clips: Tensor, seeds: Sequence[int], share: float) -> Tensor:
+        if share == 1.0:
+            return model(clips)
+        return model(clips, TokenDial(share, dial.by).choose(model, clips, seeds))
+
+    def predict(clips: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
+        out = {"logits": logits(clips, seeds, dial.share)}
+        for share in too:
+            out[at_share(share)] = logits(clips, seeds, share)
+        return out
+
+    return predict
 
 
-def predict_features(model: Any, stages: Sequence[int] = (), *, pool_maps: bool = False) -> Predict:
+def predict_features(
+    model: Any,
+    stages: Sequence[int] = (),
+    *,
+    pool_maps: bool = False,
+    dial: TokenDial = ALL_UNITS,
+) -> Predict:
     """-> features [N, dim] and, of each of `stages` (1 to 4), its map [N, t, h, w, C]
 
     pool_maps: the mean of each map, [N, C], in its place.
     """
 
-    def predict(clips: Tensor) -> dict[str, Tensor]:
+    def predict(clips: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
         if not stages:
-            return {"features": model.features(clips)}
+            if dial.share == 1.0:
+                return {"features": model.features(clips)}
+            return {"features": model.features(clips, dial.choose(model, clips, seeds))}
         features, maps = model.features_and_maps(clips)
         out = {"features": features}
         for stage in stages:

@@ -3,7 +3,7 @@
 Softmax of every view, averaged over the views of a video (paper App. A; PySlowFast). Of single
 views and of fewer views only the five best classes are kept.
 
-Legend: V views of a video, S choices of fewer views.
+Legend: V views of a video, S choices of fewer views, D shares of the mask units.
 """
 
 import time
@@ -19,7 +19,8 @@ from hiera_video.data.lists import VideoList
 from hiera_video.system.distributed import World
 
 TOP = 5  # classes that are kept
-VideoScore = dict[str, Tensor]  # scores [classes], views [], view_top [V, 5], subset_top [S, 5]
+# scores [classes], views [], view_top [V, 5], subset_top [S, 5], dial_top [D, 5]
+VideoScore = dict[str, Tensor]
 
 
 def ranked(scores: Tensor) -> Tensor:
@@ -37,6 +38,11 @@ def hits(top: Tensor, labels: Tensor) -> dict[str, float]:
         "top1": 100 * right[:, 0].double().mean().item(),
         "top5": 100 * right.any(1).double().mean().item(),
     }
+
+
+def at_share(share: float) -> str:
+    """Name of the logits at another share of the mask units."""
+    return f"logits_at_{share:g}"
 
 
 def class_name(names: Sequence[str], index: int) -> str:
@@ -67,10 +73,18 @@ def fewer_views(clips: int, crops: int) -> list[FewerViews]:
     return chosen
 
 
+class DialPoint(NamedTuple):
+    """A share of the mask units, and the cost of a view then."""
+
+    keep_units: float
+    gmacs: float
+
+
 class ViewScores:
     """A consumer of evaluate(): the rows that were scored, by row of the list.
 
     clips: of every video; None where videos differ in it, and then nothing is kept of single views.
+    dial: shares of the mask units that are scored, the first one as the test's own.
     keep: called with the rows scored since it was called last, every `keep_every_s` seconds and by
     `flush`. Rows that cannot be read are not kept: a test that goes on tries them again.
     """
@@ -80,9 +94,11 @@ class ViewScores:
         clips: int | None,
         crops: int,
         *,
+        dial: Sequence[DialPoint] = (),
         keep: Callable[[dict[int, VideoScore]], None] | None = None,
         keep_every_s: float = 30.0,
     ):
+        self.dial = dial
         self.clips = clips
         self.crops = crops
         self.fewer = fewer_views(clips, crops) if clips else []
@@ -94,13 +110,17 @@ class ViewScores:
         self._kept_at = time.monotonic()
 
     def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
-        for row, logits in zip(batch["index"].tolist(), out["logits"]):
+        for k, (row, logits) in enumerate(zip(batch["index"].tolist(), out["logits"])):
             views = logits.softmax(-1)  # [V, classes]
             score = {"scores": views.mean(0), "views": torch.tensor(len(views))}
             if self.fewer:
                 means = torch.stack([views[fewer.views].mean(0) for fewer in self.fewer])
                 score["view_top"] = ranked(views).int()
                 score["subset_top"] = ranked(means).int()
+            if self.dial:
+                others = [out[at_share(p.keep_units)][k] for p in self.dial[1:]]
+                means = torch.stack([v.softmax(-1).mean(0) for v in [logits, *others]])
+                score["dial_top"] = ranked(means).int()
             self.rows[row] = score
             self._unkept[row] = score
         if time.monotonic() - self._kept_at > self._keep_every_s:
@@ -118,7 +138,7 @@ class ViewScores:
 
     def merged(self, world: World, before: dict[int, VideoScore]) -> "ViewScores":
         """All ranks' rows and those of `before`, on rank 0, in list order; empty elsewhere."""
-        merged = ViewScores(self.clips, self.crops)
+        merged = ViewScores(self.clips, self.crops, dial=self.dial)
         parts = world.gather((self.rows, self.bad))
         if parts:
             rows = dict(before)
@@ -165,9 +185,12 @@ class ViewScores:
             return {}
         best = ranked(self.of(rows))[:, 0]
         of_class = [(best[labels == c] == c).double().mean() for c in labels.unique()]
-        mean_class = {"mean_class": 100 * torch.stack(of_class).mean().item()}
+        found = {
+            "mean_class": 100 * torch.stack(of_class).mean().item(),
+            **self._dialled(rows, labels),
+        }
         if not self.fewer:
-            return mean_class
+            return found
         view_top = torch.stack([self.rows[row]["view_top"] for row in rows])  # [N, V, 5]
         subset_top = torch.stack([self.rows[row]["subset_top"] for row in rows])  # [N, S, 5]
         single = hits(view_top.flatten(0, 1), labels.repeat_interleave(view_top.shape[1]))
@@ -175,11 +198,19 @@ class ViewScores:
             {"clips": fewer.clips, "crops": fewer.crops, **hits(subset_top[:, s], labels)}
             for s, fewer in enumerate(self.fewer)
         ]
-        return mean_class | {
+        return found | {
             "view_top1": single["top1"],
             "view_top5": single["top5"],
             "by_views": by_views,
         }
+
+    def _dialled(self, rows: list[int], labels: Tensor) -> dict[str, Any]:
+        """Accuracy at every share of the mask units."""
+        if not self.dial:
+            return {}
+        top = torch.stack([self.rows[row]["dial_top"] for row in rows])  # [N, D, 5]
+        points = [{**p._asdict(), **hits(top[:, d], labels)} for d, p in enumerate(self.dial)]
+        return {"by_keep_units": points}
 
     def _clips(self) -> int | None:
         """Of every video; None where they differ."""

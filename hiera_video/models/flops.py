@@ -13,12 +13,12 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 
-def count_macs(model: nn.Module, clip: Tensor) -> int:
-    """Multiply-accumulates of `model(clip)`, in eval mode."""
+def count_macs(model: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of `model(*inputs)`, in eval mode."""
     fused = torch.backends.mha.get_fastpath_enabled()
     # nn.MultiheadAttention's fused operator has no handle either.
     torch.backends.mha.set_fastpath_enabled(False)
-    counter = FlopCountAnalysis(model.eval(), clip)
+    counter = FlopCountAnalysis(model.eval(), inputs)
     counter.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     try:

@@ -190,10 +190,11 @@ class Trunk(nn.Module):
         x = tokens.to_units(self.patch_embed(clip), self.mask_unit_size, self.q_stride, self.q_pool)
         return x + F.embedding(self.unit_index, self.position_table())
 
-    def embed_visible(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
+    def embed_visible(self, clip: Tensor, keep: Tensor | None, visible: Tensor) -> Tensor:
         """As `embed`, of the units `visible` [B, V] alone: [B, V, L, C].
 
-        Hidden pixels are not read. keep: bool [B, U], True = visible.
+        keep: bool [B, U], True = visible; pixels of hidden units are not read. None: they are, by
+        the patches that reach into them, and the tokens are the very ones of `embed`.
         """
         self._check_clip(clip)
         x = self.patch_embed.visible_units(
@@ -244,13 +245,17 @@ class Hiera(Trunk):
         self.head = Head(self.stage_dims[-1], args.num_classes, args.head_dropout)
         self._init_weights(args.head_init_scale)
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Normalised clip [B, 3, (T,) H, W] -> logits [B, num_classes]."""
-        return self.head(self.features(clip))
+    def forward(self, clip: Tensor, units: Tensor | None = None) -> Tensor:
+        """Normalised clip [B, 3, (T,) H, W] -> logits [B, num_classes].
 
-    def features(self, clip: Tensor) -> Tensor:
+        units: int64 [B, K], the mask units that are computed (token_dial.py); None: all.
+        """
+        return self.head(self.features(clip, units))
+
+    def features(self, clip: Tensor, units: Tensor | None = None) -> Tensor:
         """The vector that the classifier reads: mean over tokens, then norm. [B, dim]"""
-        return self.norm(self.encode(self.embed(clip))[-1].mean(dim=(1, 2)))
+        x = self.embed(clip) if units is None else self.embed_visible(clip, None, units)
+        return self.norm(self.encode(x)[-1].mean(dim=(1, 2)))
 
     def feature_maps(self, clip: Tensor) -> list[Tensor]:
         """One map a stage, in spatial order: [B, (t,) h, w, C]."""

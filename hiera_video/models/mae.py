@@ -4,10 +4,12 @@ Layout and quirks are those of the released weights.
 
 The encoder sees only the visible mask units. Its stages are fused at the final resolution, a plain
 transformer decoder fills in the hidden patches, and the loss is the squared error of their pixels,
-normalised patch by patch.
+normalised patch by patch. The decoder may see and predict a share of the hidden patches alone
+(VideoMAE V2, CVPR 2023; CrossMAE): it is most of the cost of pretraining.
 
 Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit,
-N = U * S patches of a clip, H hidden ones, P = 3 * 16 * 16 pixels of a patch, D decoder width.
+N = U * S patches of a clip, H the hidden ones that are predicted, P = 3 * 16 * 16 pixels of a
+patch, D decoder width.
 """
 
 import math
@@ -24,11 +26,12 @@ from hiera_video.models.hiera import NORM_EPS, Block, Trunk, run_block
 from hiera_video.models.linear import Linear
 
 PIXEL_EPS = 1e-6
+CELL = 4  # patches of a running cell, 2 x 2
 DECODER_STAGE = 5  # of `recompute_stages`; the encoder's are 1 to 4
 
 
 class MAEOutput(NamedTuple):
-    loss: Tensor  # mean squared error over all hidden patches
+    loss: Tensor  # mean squared error over the predicted patches
     pred: Tensor  # [B * H, P], rows: sample, then (t, h, w) of the patch
     target: Tensor  # [B * H, P], normalised pixels
     keep: Tensor  # bool [B, U], True = visible; units row-major (t, h, w)
@@ -49,6 +52,34 @@ def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
             f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible"
         )
     return noise.argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def draw_predicted(hidden: Tensor, share: float, noise: Tensor) -> Tensor:
+    """Of the patches `hidden` [B, H], those of lowest noise [B, N]: int64 [B, share * H], sorted.
+
+    Raises ValueError for a share of no use.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"decoder_keep={share} must be above 0 and at most 1")
+    count = max(1, round(share * hidden.shape[1]))
+    order = noise.gather(1, hidden).argsort(dim=1)[:, :count]
+    return hidden.gather(1, order).sort(dim=1).values
+
+
+def running_cells(noise: Tensor, phase: Tensor, *, share: float, grid: Sequence[int]) -> Tensor:
+    """Noise [B, N] that prefers the running cells of VideoMAE V2: [B, N].
+
+    In every cell of 2 x 2 patches the same places are preferred, and from frame to frame they run
+    on by one, so that all places have their turn. phase: int64 [B], where they begin, 0 to 3;
+    grid: patches along (t,) h, w.
+    """
+    frames, height, width = (1, *grid)[-3:]
+    t = torch.arange(frames, device=noise.device)[:, None, None]
+    y = torch.arange(height, device=noise.device)[:, None]
+    x = torch.arange(width, device=noise.device)
+    place = (2 * (y % 2) + x % 2 - t).flatten()  # [N]
+    outside = (place - phase[:, None]) % CELL >= math.ceil(CELL * share)
+    return noise + outside
 
 
 class FusionHead(nn.Module):
@@ -100,7 +131,7 @@ class MaskedAutoencoder(Trunk):
             FusionHead(self.stage_dims[i], encoder_dim, stride=args.q_stride, pools=args.q_pool - i)
             for i in range(args.q_pool)
         )
-        grid = tokens.pooled(self.grid, args.q_stride, args.q_pool)
+        grid = self.patch_grid
         unit = tokens.pooled(self.mask_unit_size, args.q_stride, args.q_pool)
         # Every patch of the prediction by its unit. No pooling is left: a unit is row-major inside.
         index = tokens.unit_index(grid, unit, args.q_stride, 0)
@@ -126,6 +157,9 @@ class MaskedAutoencoder(Trunk):
         mask_ratio: float = 0.9,
         keep: Tensor | None = None,
         noise: Tensor | None = None,
+        *,
+        decoder_keep: float = 1.0,
+        decoder_noise: Tensor | None = None,
     ) -> MAEOutput:
         """Hides mask units of a normalised clip, [B, 3, (T,) H, W], and predicts their pixels.
 
@@ -133,6 +167,10 @@ class MaskedAutoencoder(Trunk):
         keep: bool [B, U], True = visible, in place of a draw; every row shows the same number.
         noise: [B, U], decides the draw in place of torch's global generator: the units of lowest
         noise are visible.
+        decoder_keep: share of the hidden patches that the decoder sees and predicts, above 0;
+        rows of pred and target are then those patches, still in the order of their places.
+        decoder_noise: [B, N], decides which they are: the hidden patches of lowest noise.
+        Raises ValueError.
         """
         if keep is None:
             if noise is None:
@@ -143,7 +181,9 @@ class MaskedAutoencoder(Trunk):
         else:
             visible = self._visible_units(keep, len(clip))
         x = self.forward_encoder(clip, keep, visible)  # [B, V, S, C]
-        hidden = self._hidden_patches(keep, visible)  # [B, H]
+        hidden = self._hidden_patches(visible)  # [B, H]
+        if decoder_keep != 1.0:
+            hidden = draw_predicted(hidden, decoder_keep, self._patch_noise(decoder_noise, hidden))
         pred = self.forward_decoder(x, visible, hidden)
         target = self.patch_targets(clip, hidden)
         loss = (pred.float() - target).square().mean()
@@ -158,16 +198,47 @@ class MaskedAutoencoder(Trunk):
         return self.encoder_norm(fused)
 
     def forward_decoder(self, x: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Visible tokens [B, V, S, C] -> pixels of the patches `hidden` [B, H]: [B * H, P]."""
+        """Visible tokens [B, V, S, C] -> pixels of the patches `hidden` [B, H]: [B * H, P].
+
+        Hidden patches that are not among them are no tokens of the decoder.
+        """
         x = self.decoder_embed(x).flatten(1, 2)  # [B, V * S, D]
-        where = self.patch_index[visible].flatten(1)[..., None].expand_as(x)
+        shown = self.patch_index[visible].flatten(1)  # [B, V * S]
         masked = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1)
-        x = masked.scatter(1, where, x)  # [B, N, D], spatial order
-        x = (x + self.decoder_pos_embed)[:, None]  # [B, 1, N, D]: one big unit, attended globally
+        x = masked.scatter(1, shown[..., None].expand_as(x), x)  # [B, N, D], spatial order
+        x = x + self.decoder_pos_embed
+        predicted = hidden
+        if shown.shape[1] + hidden.shape[1] < self.patch_index.numel():
+            x = _gather_rows(x, torch.cat([shown, hidden], dim=1))  # [B, V * S + H, D]
+            last = torch.arange(shown.shape[1], x.shape[1], device=x.device)
+            predicted = last.expand(len(x), -1)
+        x = x[:, None]  # [B, 1, tokens, D]: one big unit, attended globally
         for block in self.decoder_blocks:
             x = run_block(block, x, recompute=DECODER_STAGE in self.recompute_stages)
-        x = _gather_rows(x[:, 0], hidden)
+        x = _gather_rows(x[:, 0], predicted)
         return self.decoder_pred(self.decoder_norm(x)).flatten(0, 1)
+
+    @torch.no_grad()
+    def predict_hidden(
+        self, clip: Tensor, keep: Tensor, *, decoder_keep: float = 1.0, noise: Tensor
+    ) -> Tensor:
+        """Pixels of all hidden patches, [B * H, P], predicted part by part.
+
+        Each part is as large as the decoder's in training at that `decoder_keep`, and holds the
+        next patches in the order of noise [B, N].
+        """
+        visible = self._visible_units(keep, len(clip))
+        x = self.forward_encoder(clip, keep, visible)
+        hidden = self._hidden_patches(visible)
+        rank = noise.gather(1, hidden).argsort(dim=1).argsort(dim=1)  # [B, H]
+        count = max(1, round(decoder_keep * hidden.shape[1]))
+        pred = x.new_zeros(*hidden.shape, self.decoder_pred.out_features)
+        for first in range(0, hidden.shape[1], count):
+            # The last part is filled up with patches of the first one.
+            chosen = (rank - first) % hidden.shape[1] < count
+            some = hidden[chosen].view(len(hidden), count)
+            pred[chosen] = self.forward_decoder(x, visible, some).to(pred.dtype)
+        return pred.flatten(0, 1)
 
     @torch.no_grad()
     def patch_targets(self, clip: Tensor, hidden: Tensor) -> Tensor:
@@ -195,14 +266,28 @@ class MaskedAutoencoder(Trunk):
             patches = patches.permute(0, 2, 3, 1, 4, 5)
         return patches.reshape(len(clip), self.patch_index.numel(), -1)
 
-    def _hidden_patches(self, keep: Tensor, visible: Tensor) -> Tensor:
-        """int64 [B, H]: spatial positions of the hidden patches, ascending."""
+    @property
+    def patch_grid(self) -> tuple[int, ...]:
+        """Prediction patches along each dimension, (t,) h, w."""
+        return tokens.pooled(self.grid, self.q_stride, self.q_pool)
+
+    def _hidden_patches(self, visible: Tensor) -> Tensor:
+        """int64 [B, H]: spatial positions of all patches outside the units `visible`, ascending."""
         shown = torch.zeros(
-            len(keep), self.patch_index.numel(), dtype=torch.uint8, device=keep.device
+            len(visible), self.patch_index.numel(), dtype=torch.uint8, device=visible.device
         )
         shown.scatter_(1, self.patch_index[visible].flatten(1), 1)
         count = (self.num_units - visible.shape[1]) * self.patch_index.shape[1]
         return shown.argsort(dim=1, stable=True)[:, :count]
+
+    def _patch_noise(self, noise: Tensor | None, hidden: Tensor) -> Tensor:
+        """[B, N]"""
+        shape = (len(hidden), self.patch_index.numel())
+        if noise is None:
+            return torch.rand(shape, device=hidden.device)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"decoder_noise must be {list(shape)}, not {list(noise.shape)}")
+        return noise
 
     def _visible_units(self, keep: Tensor, batch: int) -> Tensor:
         """bool [B, U] -> int64 [B, V]"""

@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
     def visible_units(
         self,
         clip: Tensor,
-        keep: Tensor,
+        keep: Tensor | None,
         visible: Tensor,
         *,
         unit: Sequence[int],
@@ -45,23 +45,26 @@ class PatchEmbed(nn.Module):
         its own pixels and their halo. The halo lies before the unit (padding), hardly behind it
         (kernel - stride - padding).
 
-        keep: bool [B, U]; visible: int64 [B, V], the kept units, row-major; unit: tokens of a unit;
-        units: their grid.
+        keep: bool [B, U]; None: no pixels are zeroed. visible: int64 [B, V], the units to embed,
+        row-major; unit: tokens of a unit; units: their grid.
         """
         conv: Any = self.proj
         ndim = len(unit)
-        keep = keep.unflatten(1, tuple(units))
         # Pixels of a unit, and of a unit with its halo.
         box = [u * s for u, s in zip(unit, conv.stride)]
         window = [(u - 1) * s + k for u, s, k in zip(unit, conv.stride, conv.kernel_size)]
-        for d, n in enumerate(box):
-            keep = keep.repeat_interleave(n, dim=1 + d)  # [B, (T,) H, W]
+        pixels = clip
+        if keep is not None:
+            keep = keep.unflatten(1, tuple(units))
+            for d, n in enumerate(box):
+                keep = keep.repeat_interleave(n, dim=1 + d)  # [B, (T,) H, W]
+            pixels = clip * keep[:, None]
         behind = [max(w - b - p, 0) for w, b, p in zip(window, box, conv.padding)]
         # F.pad wants pairs of (before, behind), the last dimension first.
         padding: list[int] = []
         for pair in reversed(list(zip(conv.padding, behind))):
             padding += pair
-        pixels = F.pad(clip * keep[:, None], padding)
+        pixels = F.pad(pixels, padding)
         for d in range(ndim):
             pixels = pixels.unfold(2 + d, window[d], box[d])  # [B, C, *units, *window], a view
         pixels = pixels.movedim(1, 1 + ndim)  # [B, *units, C, *window]

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -42,8 +42,10 @@ class _Axes:
         return HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
-def curves(title: str, series: dict[str, Points], *, log_scale: bool = False) -> str:
-    """A line for each series over the training step; empty without points.
+def curves(
+    title: str, series: Mapping[str, Points], *, log_scale: bool = False, step: str = "step"
+) -> str:
+    """A line for each series over the training step, or what `step` names; empty without points.
 
     On a log scale values of 0 are left out.
     """
@@ -69,7 +71,7 @@ def curves(title: str, series: dict[str, Points], *, log_scale: bool = False) ->
     parts = _grid(axes, ticks(min(xs), max(xs)), y_ticks, log_scale)
     key = ""
     for (name, points), colour in zip(drawn.items(), COLOURS):
-        parts += _line(axes, name, points, colour, log_scale)
+        parts += _line(axes, name, points, colour, log_scale=log_scale, step=step)
         value = f"<b>{number(latest[name])}</b>"
         key += f'<span class="key" style="--c:{colour}">{escape(name)} {value}</span>'
     return (
@@ -94,16 +96,18 @@ def _grid(axes: _Axes, x_ticks: list[float], y_ticks: list[float], log_scale: bo
     return parts
 
 
-def _line(axes: _Axes, name: str, points: Points, colour: str, log_scale: bool) -> list[str]:
+def _line(
+    axes: _Axes, name: str, points: Points, colour: str, *, log_scale: bool, step: str
+) -> list[str]:
     """The line and, where they are few, its points with their values."""
     places = [(axes.x(x), axes.y(y)) for x, y in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     style = f'fill="none" stroke="{colour}" stroke-width="1.6"'
     parts = [f'<polyline {style} points="{line}"/>']
     if len(points) <= MARKED_POINTS:
-        for (x, y), (step, value) in zip(places, points):
+        for (x, y), (where, value) in zip(places, points):
             shown = number(10**value if log_scale else value)
-            tip = f"<title>{escape(name)} {shown} at step {number(step)}</title>"
+            tip = f"<title>{escape(name)} {shown} at {step} {number(where)}</title>"
             circle = f'cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"'
             parts.append(f"<circle {circle}>{tip}</circle>")
     return parts

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hiera_video.models.mae import PIXEL_EPS, MaskedAutoencoder
+from hiera_video.models.mae import PIXEL_EPS, MaskedAutoencoder, draw_visible
 
 NEAREST = 8  # visible patches whose statistics stand in for those of a hidden one
 GREY = 0.5
@@ -50,17 +50,21 @@ def reconstruct(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
+    decoder_keep: float = 1.0,
 ) -> Reconstruction:
     """What the model sees and predicts of one clip.
 
     clip: float [1, 3, T, H, W], normalised by mean and std. Which units are hidden depends on the
-    seed alone.
+    seed alone. decoder_keep: share of the hidden patches that the decoder sees at a time.
     """
-    noise = torch.rand(1, model.num_units, generator=torch.Generator().manual_seed(seed))
-    out = model(clip, mask_ratio=mask_ratio, noise=noise.to(clip.device))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(1, model.num_units, generator=generator).to(clip.device)
+    visible_units = draw_visible(noise, mask_ratio)
+    keep = torch.zeros_like(noise, dtype=torch.bool).scatter(1, visible_units, 1)
     patches = model.patches(clip)[0].float()  # [N, P]
-    shown = out.keep[0].nonzero()[:, 0]  # units
-    visible = model.patch_index[shown].flatten()
+    noise = torch.rand(1, len(patches), generator=generator).to(clip.device)
+    pred = model.predict_hidden(clip, keep, decoder_keep=decoder_keep, noise=noise).float()
+    visible = model.patch_index[visible_units[0]].flatten()
     hidden = torch.ones(len(patches), dtype=torch.bool, device=clip.device)
     hidden[visible] = False
     height, width = clip.shape[3:]
@@ -74,7 +78,7 @@ def reconstruct(
     guessed_level = level[visible][near].mean(1)
     guessed_spread = spread[visible][near].mean(1)
 
-    pred = out.pred.float()  # rows: hidden patches in the order of their places
+    # Rows of `pred`: hidden patches in the order of their places.
     honest = patches.clone()
     honest[hidden] = pred * guessed_spread + guessed_level
     true = patches.clone()
@@ -88,7 +92,7 @@ def reconstruct(
         masked,
         _frames(honest, grid, side, mean, std),
         _frames(true, grid, side, mean, std),
-        out.loss.item(),
+        (pred - (patches[hidden] - level[hidden]) / spread[hidden]).square().mean().item(),
     )
 
 

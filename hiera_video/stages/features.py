@@ -14,6 +14,7 @@ from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.weights import classes_of, read_weights
 from hiera_video.stages.inputs import Input, build_classes, weights_to_use
+from hiera_video.stages.protocol import describe_dial
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import sha256_of, write_json
@@ -53,6 +54,10 @@ class FeaturesStage:
         stages = list(config.features.stages)
         if stages and config.model.name in PYTORCHVIDEO_MODELS:
             raise UserError(f"features.stages={stages}: only a Hiera has stages")
+        if config.test.keep_units < 1 and config.model.name in PYTORCHVIDEO_MODELS:
+            raise UserError(
+                f"test.keep_units={config.test.keep_units}: only a Hiera has mask units"
+            )
 
     def run(self, log: RunLog) -> None:
         config = self.config
@@ -72,7 +77,12 @@ class FeaturesStage:
         if len(left) < len(rows):
             log.say(f"features: {len(rows) - len(left)} of {len(rows)} videos are done already")
         evaluate(
-            predict_features(model, options.stages, pool_maps=options.pool_maps),
+            predict_features(
+                model,
+                options.stages,
+                pool_maps=options.pool_maps,
+                dial=build.token_dial(config),
+            ),
             build.features_loader(config, self.videos, left, files.clips_done, world=world),
             files,
             build.forward(config, world),
@@ -92,10 +102,13 @@ class FeaturesStage:
             "rows of the list": self.videos.sha256(),
             "shards": self.shard.count,
         }
+        if self.config.test.keep_units < 1:
+            made_of["share of the mask units"] = describe_dial(self.config)
         stored = self.folder / "made_of.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         before = json.loads(stored.read_text()) if stored.exists() else made_of
-        other = [what for what in made_of if before[what] != made_of[what]]
+        every = made_of.keys() | before.keys()
+        other = [what for what in sorted(every) if before.get(what) != made_of.get(what)]
         if other:
             raise UserError(
                 f"{self.folder} holds features of other {other[0]}; "

@@ -17,7 +17,7 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
     test = config.test
     short_side = test.short_side or data.crop_size
     place = "centre" if test.crops == 1 else "three along the long side"
-    return {
+    card = {
         "list": {
             "file": Path(videos.source).name,
             "sha256": videos.sha256(),
@@ -39,6 +39,18 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
         "weights": {"file": "/".join(weights.parts[-2:]), "sha256": sha256_of(weights)},
         "precision": test.precision,
     }
+    if test.keep_units < 1:
+        card["mask units"] = describe_dial(config)
+    if test.keep_units_too:
+        card["mask units too"] = list(test.keep_units_too)
+    return card
+
+
+def describe_dial(config: Config) -> str:
+    """Which mask units a test computes, in words."""
+    test = config.test
+    which = "that change most" if test.keep_units_by == "motion" else "drawn by the view's seed"
+    return f"{test.keep_units:g} of them, {which}"
 
 
 def describe_clips(config: Config) -> str:
@@ -68,6 +80,7 @@ def card_lines(card: Card) -> list[str]:
         f"{card['frame_rate']}",
         f"protocol: {card['model']}, {weights['file']} (sha256 {weights['sha256'][:12]}), "
         f"{card['precision']}, decoder {card['decoder']}",
+        *([f"protocol: mask units: {card['mask units']}"] if "mask units" in card else []),
     ]
 
 

@@ -69,7 +69,12 @@ def write_report(config: Config, folder: Path) -> Path:
     if (test / "metrics.json").exists():
         metrics = json.loads((test / "metrics.json").read_text())
         parts.insert(1, _headline(metrics))
-        parts += [_by_views(metrics), _classes(test, names), _confusion(test, names)]
+        parts += [
+            _by_views(metrics),
+            _dial(metrics),
+            _classes(test, names),
+            _confusion(test, names),
+        ]
         parts += [_best_and_worst(config, _scored(test), names, videos), _missing(metrics)]
     parts += [_reconstructions(folder), _features(folder), _cards(folder)]
     file = folder / "report.html"
@@ -128,6 +133,18 @@ def _by_views(metrics: dict[str, Any]) -> str:
         name = f"{views['clips']} clips x {views['crops']} crops"
         rows.append((name, views["top1"], f"top-5 {views['top5']:.1f}"))
     return section("What fewer views give, top-1", _bars(rows))
+
+
+def _dial(metrics: dict[str, Any]) -> str:
+    """Accuracy against the cost of a view, for one set of weights."""
+    points = sorted(metrics.get("by_keep_units", []), key=lambda point: point["gmacs"])
+    series = {name: [(p["gmacs"], p[name]) for p in points] for name in ("top1", "top5")}
+    drawn = charts.curves("Percent over GMACs of a view", series, step="GMACs")
+    rows = []
+    for point in points:
+        title = f"{point['keep_units']:.0%} of the mask units"
+        rows.append((title, point["top1"], f"{point['gmacs']:.3g} GMACs a view"))
+    return section("What fewer mask units give, top-1", drawn + _bars(rows) if points else "")
 
 
 def _classes(test: Path, names: list[str]) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hiera_video import build
@@ -15,11 +17,14 @@ from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.evaluation.loop import evaluate, predict_logits
 from hiera_video.evaluation.score_files import read_parts, write_part, write_test
-from hiera_video.evaluation.scores import ViewScores
+from hiera_video.evaluation.scores import DialPoint, ViewScores
+from hiera_video.models.flops import count_macs
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.token_dial import TokenDial
 from hiera_video.stages.inputs import Input, weights_to_use
 from hiera_video.stages.protocol import Card, accuracy_text, card_lines, protocol_card
 from hiera_video.system.distributed import World
-from hiera_video.system.errors import RunStopped
+from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.log import RunLog
 
 
@@ -64,6 +69,7 @@ class TestStage:
         for line in card_lines(card):
             log.say(line)
         clips = None if config.test.clip_sampler else config.test.clips
+        check_dial(config, model)
         scores = score_videos(
             config,
             model.to(world.device),
@@ -73,6 +79,7 @@ class TestStage:
             log=log,
             what="test",
             parts=Parts(self.folder / "parts", card),
+            too=config.test.keep_units_too,
         )
         coverage = world.on_main(lambda: self._write(scores, card, log))
         if not self._suffices(coverage):
@@ -135,6 +142,11 @@ class TestStage:
             f"test: {accuracy_text(metrics)}, {metrics['videos']} of {metrics['videos_expected']} "
             f"videos x {clips or 'all'} clips x {crops} crops; {self.folder}"
         )
+        for point in metrics.get("by_keep_units", []):
+            lines.append(
+                f"at {point['keep_units']:.0%} of the mask units, {point['gmacs']:.3g} GMACs a "
+                f"view: {accuracy_text(point)}"
+            )
         if "view_top1" in metrics:
             lines.append(
                 f"mean over classes {metrics['mean_class']:.2f}; "
@@ -155,8 +167,12 @@ def score_videos(
     log: RunLog,
     what: str,
     parts: Parts | None = None,
+    too: Sequence[float] = (),
 ) -> ViewScores:
-    """Scores of all ranks, on rank 0. what: for the log."""
+    """Scores of all ranks, on rank 0.
+
+    what: for the log. too: other shares of the mask units that are scored.
+    """
     before = read_parts(parts.folder, card=parts.card) if parts and world.is_main else {}
     done = world.share(set(before))
     if done:
@@ -164,12 +180,13 @@ def score_videos(
     scores = ViewScores(
         views.clips,
         views.crops,
+        dial=dial_points(config, model, too) if too else (),
         keep=partial(write_part, parts.folder) if parts else None,
         keep_every_s=config.test.save_every_s,
     )
     rows = [row for row in range(len(videos)) if row not in done]
     evaluate(
-        predict_logits(model.eval()),
+        predict_logits(model.eval(), build.token_dial(config), too),
         build.test_loader(
             config, videos, rows, sample=views.sample, crops=views.crops, world=world
         ),
@@ -180,3 +197,26 @@ def score_videos(
     )
     scores.flush()
     return scores.merged(world, before)
+
+
+def check_dial(config: Config, model: nn.Module) -> None:
+    """Raises UserError where a share of the mask units is asked of a model that has none."""
+    shares = [config.test.keep_units, *config.test.keep_units_too]
+    if min(shares) < 1 and not isinstance(model, Hiera):
+        raise UserError(
+            f"test.keep_units: only a Hiera has mask units, and {config.model.name} is none; "
+            "leave test.keep_units and test.keep_units_too out"
+        )
+
+
+def dial_points(config: Config, model: nn.Module, too: Sequence[float]) -> list[DialPoint]:
+    """The test's own share of the mask units and the others, with the cost of each."""
+    assert isinstance(model, Hiera)  # checked when the test began
+    device = next(model.parameters()).device
+    clip = torch.zeros(1, model.in_chans, *model.input_size, device=device)
+    points = []
+    for share in (config.test.keep_units, *too):
+        units = TokenDial(share).choose(model, clip, [0])
+        inputs = (clip,) if units is None else (clip, units)
+        points.append(DialPoint(share, count_macs(model, *inputs) / 1e9))
+    return points

@@ -140,7 +140,14 @@ class Probe:
                 continue
             for row, clip in zip(batch["index"].tolist(), batch["clip"]):
                 clip = normalise(clip.to(device), mean, std)
-                ratio = config.mae.mask_ratio
-                result = reconstruct(model, clip, mask_ratio=ratio, seed=row, mean=mean, std=std)
+                result = reconstruct(
+                    model,
+                    clip,
+                    mask_ratio=config.mae.mask_ratio,
+                    decoder_keep=config.mae.decoder_keep,
+                    seed=row,
+                    mean=mean,
+                    std=std,
+                )
                 sheet(result).save(folder / f"step_{step:09d}_{row}.png")
         self._log.say(f"reconstructions of {len(first)} videos: {folder}")

@@ -5,6 +5,7 @@ its own here.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +15,21 @@ from torch import Tensor, nn
 from hiera_video.config import ClassifyConfig, MAEConfig
 from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
-from hiera_video.models.mae import MaskedAutoencoder, draw_visible
+from hiera_video.models.mae import CELL, MaskedAutoencoder, draw_visible, running_cells
+from hiera_video.models.token_dial import TokenDial
 
 Logs = dict[str, Tensor]
 
 
 class Classify(nn.Module):
-    """Cross-entropy with soft labels; mixup or cutmix of the batch with itself in reverse order."""
+    """Cross-entropy with soft labels; mixup or cutmix of the batch with itself in reverse order.
+
+    With a token dial a share of the mask units alone is computed, drawn by each clip's seed.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         config: ClassifyConfig,
         *,
         num_classes: int,
@@ -37,6 +42,7 @@ class Classify(nn.Module):
         self.num_classes = num_classes
         self.mean = mean
         self.std = std
+        self._dial = TokenDial(config.keep_units, config.keep_units_by)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         views = batch["clip"].shape[1]
@@ -44,12 +50,15 @@ class Classify(nn.Module):
         labels = batch["label"].repeat_interleave(views)
         target = soft_labels(labels, self.num_classes, self.config.label_smoothing)
         clips, target = mix(clips, target, self.config)
-        logits = self.model(clips).float()
+        units = None
+        if self._dial.share < 1:
+            units = self._dial.choose(self.model, clips, batch["seed"].flatten().tolist())
+        logits = (self.model(clips) if units is None else self.model(clips, units)).float()
         return F.cross_entropy(logits, target), {}
 
 
 class MaskedAutoencode(nn.Module):
-    """Reconstruction of hidden pixels. A sample's seed decides which units are hidden.
+    """Reconstruction of hidden pixels. A sample's seed decides what is hidden, and what predicted.
 
     Raises ValueError for a mask ratio that leaves nothing visible.
     """
@@ -73,15 +82,52 @@ class MaskedAutoencode(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         clips = normalised_clips(batch, self.mean, self.std)
-        generator = torch.Generator()
-        noise = torch.stack(
-            [
-                torch.rand(self.model.num_units, generator=generator.manual_seed(seed))
-                for seed in batch["seed"].flatten().tolist()
-            ]
-        ).to(clips.device, non_blocking=True)
-        out = self.model(clips, mask_ratio=self.config.mask_ratio, noise=noise)
+        seeds = batch["seed"].flatten().tolist()
+        draws = hidden_draws(self.model, self.config, seeds).to(clips.device)
+        out = self.model(
+            clips,
+            mask_ratio=self.config.mask_ratio,
+            noise=draws.units,
+            decoder_keep=self.config.decoder_keep,
+            decoder_noise=draws.patches,
+        )
         return out.loss, {}
+
+
+class HiddenDraws(NamedTuple):
+    """Decide what a masked autoencoder hides of each clip, and which of it is predicted."""
+
+    units: Tensor  # [B, U]
+    patches: Tensor | None  # [B, N]; None where all is predicted
+
+    def to(self, device: torch.device) -> "HiddenDraws":
+        patches = self.patches
+        if patches is not None:
+            patches = patches.to(device, non_blocking=True)
+        return HiddenDraws(self.units.to(device, non_blocking=True), patches)
+
+
+def hidden_draws(model: MaskedAutoencoder, config: MAEConfig, seeds: Sequence[int]) -> HiddenDraws:
+    """The draws of each clip's seed."""
+    generator = torch.Generator()
+    patches = model.patch_index.numel()
+    units: list[Tensor] = []
+    orders: list[Tensor] = []
+    phases: list[Tensor] = []
+    for seed in seeds:
+        generator.manual_seed(seed)
+        units.append(torch.rand(model.num_units, generator=generator))
+        if config.decoder_keep < 1:
+            orders.append(torch.rand(patches, generator=generator))
+            phases.append(torch.randint(CELL, (), generator=generator))
+    if not orders:
+        return HiddenDraws(torch.stack(units), None)
+    noise = torch.stack(orders)
+    if config.decoder_keep_by == "running_cell":
+        noise = running_cells(
+            noise, torch.stack(phases), share=config.decoder_keep, grid=model.patch_grid
+        )
+    return HiddenDraws(torch.stack(units), noise)
 
 
 def normalised_clips(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:

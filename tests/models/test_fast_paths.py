@@ -173,7 +173,7 @@ def test_decoder_and_targets_of_hidden_patches_only():
     clip = clips(2)
     keep = mae(clip).keep
     visible = keep.nonzero()[:, 1].view(2, -1)
-    hidden = mae._hidden_patches(keep, visible)
+    hidden = mae._hidden_patches(visible)
     everything = torch.arange(mae.patch_index.numel()).expand(2, -1)
     x = mae.forward_encoder(clip, keep, visible)
     for function in (
