@@ -44,7 +44,8 @@ def check_list(videos: VideoList, name: str, classes: list[str] | None, findings
     findings.say(
         f"missing files in {name}", [paths[i] for i in there if not os.path.exists(videos.path(i))]
     )
-    findings.say(f"repeated videos in {name}", [p for p, n in Counter(paths).items() if n > 1])
+    rows = Counter((p, videos.segment(i)) for i, p in enumerate(paths))
+    findings.say(f"repeated videos in {name}", [p for (p, _), n in rows.items() if n > 1])
     unlabelled = [p for p, label in zip(paths, videos.labels) if label == -1]
     if len(unlabelled) < len(paths):
         findings.say(f"videos without a label in {name}", unlabelled)

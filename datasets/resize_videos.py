@@ -181,9 +181,10 @@ def resize_lists(lists: dict[str, VideoList], args: argparse.Namespace) -> None:
         rows = [
             i for i in range(len(videos)) if args.output / new_name(videos.written(i)) not in failed
         ]
-        labels = [f" {videos.label(i)}" if videos.label(i) != -1 else "" for i in rows]
-        lines = [f"{new_name(videos.written(i))}{label}\n" for i, label in zip(rows, labels)]
-        (args.output / name).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        lines = [videos.line(i, new_name(videos.written(i))) + "\n" for i in rows]
+        (args.output / name).write_text(
+            videos.head() + "".join(lines), encoding="utf-8", errors="surrogateescape"
+        )
     for folder in {Path(videos.source).parent for videos in lists.values()}:
         if (folder / "classes.txt").is_file():
             shutil.copy(folder / "classes.txt", args.output)

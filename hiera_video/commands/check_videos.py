@@ -64,6 +64,7 @@ def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterable[Row]) -
     with open(manifest, "w", newline="") as m, open(clean, "w") as c:
         writer = csv.DictWriter(m, COLUMNS)
         writer.writeheader()
+        c.write(videos.head())
         for row, result in enumerate(rows):
             writer.writerow(result)
             m.flush()

@@ -91,7 +91,7 @@ def read_test(folder: Path) -> Test:
         scores = load_file(folder / "scores.safetensors")["scores"]
         with open(folder / "predictions.csv", newline="", errors="surrogateescape") as f:
             rows = list(csv.DictReader(f))
-        labels = {row["path"]: int(row["label"]) for row in rows}
+        labels = {_name(row): int(row["label"]) for row in rows}
     except (OSError, SafetensorError, KeyError, ValueError) as e:
         raise UserError(f"{folder} is not the folder of a test: {e}") from e
     if len(rows) != len(scores):
@@ -101,6 +101,13 @@ def read_test(folder: Path) -> Test:
     if len(labels) != len(rows):
         raise UserError(f"{folder}: a video stands twice in predictions.csv")
     return {path: (label, score) for (path, label), score in zip(labels.items(), scores)}
+
+
+def _name(row: dict[str, str]) -> str:
+    """The path, and of a segment its place: `a.mp4#t=2.0,4.5` (W3C Media Fragments)."""
+    if not row.get("start_s"):
+        return row["path"]
+    return f"{row['path']}#t={row['start_s']},{row['end_s']}"
 
 
 def missing_in(folder: Path) -> list[str]:

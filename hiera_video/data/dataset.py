@@ -29,7 +29,7 @@ from hiera_video.data.decode.packets import VideoInfo
 from hiera_video.data.decode.process import DecodeFailure
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
-from hiera_video.data.sampling import ClipSampler
+from hiera_video.data.sampling import ClipSampler, segment_frames
 from hiera_video.data.transforms import Transform
 from hiera_video.system.errors import VideoError
 
@@ -101,25 +101,43 @@ class ClipDataset(Dataset):
         path = self.videos.path(row)
         state = rng.bit_generator.state
         try:
-            return self._decoded_views(path, None, rng)
+            return self._decoded_views(row, None, rng)
         except DecodeFailure as first:
             rng.bit_generator.state = state  # the same draws, whichever decoder succeeds
             try:
-                return self._decoded_views(path, self.source.second_decoder, rng)
+                return self._decoded_views(row, self.source.second_decoder, rng)
             except VideoError:
                 self.source.condemn(path, first)
                 raise first from None
 
     def _decoded_views(
-        self, path: str, decoder: str | None, rng: np.random.Generator
+        self, row: int, decoder: str | None, rng: np.random.Generator
     ) -> dict[str, Any]:
-        with self.source.open(path, decoder) as video:
+        with self.source.open(self.videos.path(row), decoder) as video:
             info = video.info
             grid = info.grid()
             # All draws of frames come first, then one decode of their union, then the views' draws.
-            draws = [self.sample(len(grid), info.fps, rng) for _ in range(self.repeats)]
-            clips = grid[np.concatenate(draws)]
+            part = self._part(row, len(grid), info.fps)
+            draws = [self._draw(part, info.fps, rng) for _ in range(self.repeats)]
+            clips = grid[np.concatenate(draws).clip(0, len(grid) - 1)]
             return self._cut(info, video.get, clips, rng)
+
+    def _part(self, row: int, count: int, fps: float) -> tuple[int, int]:
+        """(first, count) of the frames that the row is. Raises VideoError."""
+        segment = self.videos.segment(row)
+        if segment is None:
+            return 0, count
+        try:
+            return segment_frames(
+                *segment, num_frames_in_video=count, fps=fps, span=self.sample.span(fps)
+            )
+        except ValueError as e:
+            raise VideoError(str(e)) from e
+
+    def _draw(self, part: tuple[int, int], fps: float, rng: np.random.Generator) -> np.ndarray:
+        """int64 [clips, T]; a widened segment may reach beyond the video."""
+        first, count = part
+        return first + self.sample(count, fps, rng)
 
     def _cut(
         self, info: VideoInfo, get: Get, clips: np.ndarray, rng: np.random.Generator
@@ -166,7 +184,8 @@ class ClipDataset(Dataset):
         rng = np.random.default_rng([self.seed, 0, row])
         with self.source.open(self.videos.path(row), decoder) as video:
             grid = video.info.grid()
-            clips = grid[self.sample(len(grid), video.info.fps, rng)]
+            part = self._part(row, len(grid), video.info.fps)
+            clips = grid[self._draw(part, video.info.fps, rng).clip(0, len(grid) - 1)]
             frame_bytes = video.get([clips[0, 0]]).nbytes
             size = max(1, min(CHUNK_CLIPS, CHUNK_BYTES // (frame_bytes * clips.shape[1])))
             frames = OverlappingFrames(video.get)

@@ -1,19 +1,21 @@
 """Lists of videos: `train.csv` and the like, or a folder of class folders.
 
 A list has one video a line, `path label` or `path` alone. The last token is the label only if it is
-an integer, so paths may hold spaces (the format of PyTorchVideo's LabeledVideoPaths). Rows are kept
-in flat arrays, not in Python objects: data-loader workers then share the memory instead of copying
-it row by row.
+an integer, so paths may hold spaces (the format of PyTorchVideo's LabeledVideoPaths). One that
+begins with a header is a table (tables.py). Rows are kept in flat arrays, not in Python objects:
+data-loader workers then share the memory instead of copying it row by row.
 """
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hiera_video.data.tables import Table, as_csv, is_table, read_table, with_path
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists, join, local
 
@@ -27,7 +29,7 @@ class VideoList:
     """Rows of a list.
 
     `path(i)` is where row i lies, `written(i)` its path as the list has it, `label(i)` its label,
-    -1 where there is none.
+    -1 where there is none, `segment(i)` the part of the video that it is, None for all of it.
     """
 
     def __init__(
@@ -38,44 +40,114 @@ class VideoList:
         root: str = "",
         source: str = "",
         classes: tuple[str, ...] = (),
+        table: Table | None = None,
     ):
-        encoded = [os.fsencode(p) for p in paths]
-        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(p) for p in encoded], dtype=np.int64)
+        """table: what the list has beside paths and labels."""
+        self._paths = _Texts(paths)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.root = root
         self.source = source
-        # Names of the class folders, where the list came from folders.
+        # Names of the labels, where the list has them: class folders, or a column of names.
         self.classes = classes
+        self.header = table.header if table else None
+        self._records = _Texts(table.records) if table else None
+        segments = np.asarray(table.segments if table else [], dtype=np.float64).reshape(-1, 2)
+        # Seconds, [rows, 2].
+        self._segments = segments if np.isfinite(segments).any() else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def written(self, i: int) -> str:
-        start = self._ends[i - 1] if i else 0
-        return os.fsdecode(self._text[start : self._ends[i]].tobytes())
-
-    def subset(self, rows: list[int]) -> "VideoList":
-        paths = [self.written(i) for i in rows]
-        labels = [self.label(i) for i in rows]
-        return VideoList(paths, labels, root=self.root, source=self.source, classes=self.classes)
-
-    def sha256(self) -> str:
-        """Of the paths as written and the labels, in order."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            digest.update(f"{self.written(i)} {self.label(i)}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
-    def line(self, i: int) -> str:
-        """The row as a list has it: `path label`, or `path` alone."""
-        return self.written(i) if self.label(i) == -1 else f"{self.written(i)} {self.label(i)}"
+        return self._paths[i]
 
     def path(self, i: int) -> str:
         return join(self.root, self.written(i))
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
+
+    @property
+    def has_segments(self) -> bool:
+        return self._segments is not None
+
+    def segment(self, i: int) -> tuple[float, float] | None:
+        """(start, end) in seconds; None for the whole video."""
+        if self._segments is None or math.isnan(self._segments[i, 0]):
+            return None
+        return float(self._segments[i, 0]), float(self._segments[i, 1])
+
+    def subset(self, rows: list[int]) -> "VideoList":
+        paths = [self.written(i) for i in rows]
+        labels = [self.label(i) for i in rows]
+        table = None
+        if self.header is not None and self._records is not None:
+            whole = (math.nan, math.nan)
+            segments = [self.segment(i) or whole for i in rows]
+            records = [self._records[i] for i in rows]
+            table = Table(self.header, segments=segments, records=records)
+        return VideoList(
+            paths,
+            labels,
+            root=self.root,
+            source=self.source,
+            classes=self.classes,
+            table=table,
+        )
+
+    def numbered_by(self, names: Sequence[str], *, key: str) -> "VideoList":
+        """Labels that were named by this list's own classes, by their places in `names`.
+
+        key: what named the list, for the message. Raises UserError for a class that is not there.
+        """
+        place = {name: k for k, name in enumerate(names)}
+        unknown = [name for name in self.classes if name not in place]
+        if unknown:
+            row = int(np.flatnonzero(self.labels == self.classes.index(unknown[0]))[0])
+            raise UserError(
+                f"{key}: row {row + 1} of {self.source} has the label {unknown[0]!r}, which is "
+                f"none of the {len(names)} classes ({len(unknown)} such names)"
+            )
+        numbers = np.array([place[name] for name in self.classes] + [-1], dtype=np.int64)
+        renumbered = self.subset(list(range(len(self))))
+        renumbered.labels = numbers[self.labels]  # -1 stays -1: the last one
+        renumbered.classes = tuple(names)
+        return renumbered
+
+    def sha256(self) -> str:
+        """Of the paths as written, the labels and the segments, in order."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            segment = self.segment(i)
+            part = "" if segment is None else f" {segment[0]!r} {segment[1]!r}"
+            text = f"{self.written(i)} {self.label(i)}{part}\n"
+            digest.update(text.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def line(self, i: int, path: str | None = None) -> str:
+        """The row as its list has it, or with another path, without the end of the line."""
+        if self.header is not None and self._records is not None:
+            record = self._records[i]
+            return record if path is None else with_path(record, self.header, path)
+        path = self.written(i) if path is None else path
+        return path if self.label(i) == -1 else f"{path} {self.label(i)}"
+
+    def head(self) -> str:
+        """What comes before the rows in a list of this kind: a table's header, or nothing."""
+        return "" if self.header is None else as_csv(self.header) + "\n"
+
+
+class _Texts:
+    """Texts in one flat array of bytes."""
+
+    def __init__(self, texts: list[str]):
+        encoded = [os.fsencode(text) for text in texts]
+        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+
+    def __getitem__(self, i: int) -> str:
+        start = self._ends[i - 1] if i else 0
+        return os.fsdecode(self._text[start : self._ends[i]].tobytes())
 
 
 def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.train") -> VideoList:
@@ -97,9 +169,12 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
             f"{key}: there is no list {where}; set data.root to the folder that holds it, or {key} "
             "to the list"
         )
+    text = where.read_text(encoding="utf-8", errors="surrogateescape")
+    if is_table(text):
+        return _from_table(read_table(text, source=name, key=key), str(root), name, key)
     paths = []
     labels = []
-    for line in where.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in text.splitlines():
         line = line.strip()
         if not line:
             continue
@@ -115,6 +190,19 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
             f"{key}: the list {where} is empty; it needs one video a line, `path label`"
         )
     return VideoList(paths, labels, root=str(root), source=name)
+
+
+def _from_table(table: Table, root: str, source: str, key: str) -> VideoList:
+    if not table.paths:
+        raise UserError(f"{key}: the list {source} has a header and no rows")
+    return VideoList(
+        table.paths,
+        table.labels,
+        root=root,
+        source=source,
+        classes=table.classes,
+        table=table,
+    )
 
 
 def read_lists(sources: Mapping[str, str], *, root: str) -> dict[str, VideoList]:

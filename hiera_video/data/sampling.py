@@ -179,9 +179,33 @@ def _check(num_frames_in_video: int, fps: float, **positive: int) -> None:
             raise ValueError(f"{name}={value} must be > 0")
 
 
+def segment_frames(
+    start_s: float, end_s: float, *, num_frames_in_video: int, fps: float, span: float = 0
+) -> tuple[int, int]:
+    """(first, count): the frames of a video that clips of a segment are drawn from.
+
+    Frames shown in [start_s, end_s), at least one. A segment shorter than `span`, the length of a
+    clip in frames, is widened to it about its middle; `first` may then be negative, and the last
+    frame lie behind the video's end. Raises ValueError for a segment that begins behind the end.
+    """
+    first = math.ceil(start_s * fps - 1e-6)
+    if first >= num_frames_in_video:
+        length = num_frames_in_video / fps
+        raise ValueError(f"the segment from {start_s:g} s begins behind the end, {length:.3f} s")
+    last = min(math.ceil(end_s * fps - 1e-6), num_frames_in_video)
+    count = max(last - first, 1)
+    if count >= span:
+        return first, count
+    wide = math.ceil(span)
+    return round((start_s + end_s) / 2 * fps - wide / 2), wide
+
+
 class ClipSampler(Protocol):
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         """The clips of a video of `count` frames: int64 [clips, T]."""
+
+    def span(self, fps: float) -> float:
+        """Length of a clip in frames of a video; 0 where it is as long as the video."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +220,16 @@ class ClipShape:
     def seconds(self) -> float:
         return self.num_frames * self.sampling_rate / self.target_fps
 
+    def span(self, fps: float) -> float:
+        return clip_span(fps, self.num_frames, self.sampling_rate, self.target_fps)
+
 
 @dataclass(frozen=True)
 class RandomClip:
     shape: ClipShape
+
+    def span(self, fps: float) -> float:
+        return self.shape.span(fps)
 
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         s = self.shape
@@ -211,6 +241,9 @@ class UniformClips:
     shape: ClipShape
     clips: int
 
+    def span(self, fps: float) -> float:
+        return self.shape.span(fps)
+
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         s = self.shape
         return uniform_clips(count, fps, s.num_frames, s.sampling_rate, self.clips, s.target_fps)
@@ -220,6 +253,9 @@ class UniformClips:
 class SlidingWindows:
     shape: ClipShape
     hop_s: float | None
+
+    def span(self, fps: float) -> float:
+        return self.shape.span(fps)
 
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         s = self.shape
@@ -234,6 +270,9 @@ class RandomSegments:
 
     num_frames: int
 
+    def span(self, fps: float) -> float:
+        return 0.0
+
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         return segment_clips(count, self.num_frames, 1, rng=rng)
 
@@ -242,6 +281,9 @@ class RandomSegments:
 class UniformSegments:
     num_frames: int
     clips: int
+
+    def span(self, fps: float) -> float:
+        return 0.0
 
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         return segment_clips(count, self.num_frames, self.clips)
@@ -252,7 +294,7 @@ class PyTorchVideoClips:
     """A clip sampler of PyTorchVideo's, by its name in `make_clip_sampler`."""
 
     sampler: Any
-    num_frames: int
+    shape: ClipShape
 
     @classmethod
     def make(cls, name: str, shape: ClipShape, *arguments: float) -> "PyTorchVideoClips":
@@ -265,7 +307,10 @@ class PyTorchVideoClips:
             sampler = make_clip_sampler(name, shape.seconds, *numbers)
         except (TypeError, AssertionError) as e:
             raise ValueError(f"{numbers} does not fit {name}: {e}") from e
-        return cls(sampler, shape.num_frames)
+        return cls(sampler, shape)
+
+    def span(self, fps: float) -> float:
+        return self.shape.span(fps)
 
     def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
-        return pytorchvideo_clips(self.sampler, count, fps, self.num_frames, rng=rng)
+        return pytorchvideo_clips(self.sampler, count, fps, self.shape.num_frames, rng=rng)

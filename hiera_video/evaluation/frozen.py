@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from hiera_video.data.lists import read_videos
+from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.evaluation.features import read_manifest
 from hiera_video.evaluation.probe import (
     NEIGHBOURS,
@@ -63,11 +63,13 @@ class CachedFeatures:
         except OSError as e:
             raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
         videos = read_videos(labels, root="", key="--lists")
-        label_of = {videos.written(row): videos.label(row) for row in range(len(videos))}
+        found = _labels_of(lines, videos)
         good = []
-        for line in lines:
-            if line["status"] == "ok" and label_of.get(line["path"], -1) >= 0:
+        good_labels = []
+        for line, label in zip(lines, found):
+            if line["status"] == "ok" and label >= 0:
                 good.append(line)
+                good_labels.append(label)
         if not good:
             raise UserError(f"{folder}: {labels} has no label for any of its {len(lines)} videos")
         self.folder = folder
@@ -79,7 +81,7 @@ class CachedFeatures:
                 )
         card = folder / "made_of.json"
         self.weights = json.loads(card.read_text())["weights"] if card.exists() else None
-        self.labels = torch.tensor([label_of[line["path"]] for line in good])
+        self.labels = torch.tensor(good_labels)
         self.left_out = len(lines) - len(good)
 
     def __len__(self) -> int:
@@ -111,6 +113,19 @@ class CachedFeatures:
         with safe_open(self.files[row], "pt") as f:
             part = f.get_slice(name)
             return (part[:] if which is None else part[which : which + 1]).float()
+
+
+def _labels_of(lines: list[dict[str, str]], videos: VideoList) -> list[int]:
+    """Of each line of a manifest, by its path; -1 where the list has none.
+
+    A list of segments names a video many times: its rows must be the manifest's.
+    """
+    if videos.has_segments:
+        if [line["path"] for line in lines] != [videos.written(i) for i in range(len(videos))]:
+            raise UserError(f"{videos.source}: not the segments that the features are of")
+        return videos.labels.tolist()
+    label_of = {videos.written(row): videos.label(row) for row in range(len(videos))}
+    return [label_of.get(line["path"], -1) for line in lines]
 
 
 class FrozenEvaluation:

@@ -51,19 +51,25 @@ def write_scores(file: Path, scores: Tensor, rows: list[int]) -> None:
 
 
 def write_predictions(file: Path, videos: VideoList, rows: Iterable[int], scores: Tensor) -> None:
-    """`path,label,prediction,top1_class,..,top1_score,..`; scores [rows, classes]"""
+    """`path,label,prediction,top1_class,..,top1_score,..`; scores [rows, classes]
+
+    Of a list with segments, `start_s,end_s` too.
+    """
     with open(file, "w", newline="", errors="surrogateescape") as f:
         writer = csv.writer(f)
         places = range(1, TOP + 1)
         classes_head = [f"top{k}_class" for k in places]
         scores_head = [f"top{k}_score" for k in places]
-        writer.writerow(["path", "label", "prediction", *classes_head, *scores_head])
+        segment_head = ["start_s", "end_s"] if videos.has_segments else []
+        writer.writerow(["path", "label", "prediction", *classes_head, *scores_head, *segment_head])
         for row, score, classes in zip(rows, scores, ranked(scores).tolist()):
             blank = [""] * (TOP - len(classes))  # a model of fewer classes
             top = [f"{score[c]:.6f}" for c in classes]
-            writer.writerow(
-                [videos.written(row), videos.label(row), classes[0], *classes, *blank, *top, *blank]
-            )
+            line = [videos.written(row), videos.label(row), classes[0]]
+            line += [*classes, *blank, *top, *blank]
+            if videos.has_segments:
+                line += videos.segment(row) or ("", "")
+            writer.writerow(line)
 
 
 def write_classes(file: Path, best: Tensor, labels: Tensor, names: list[str]) -> None:

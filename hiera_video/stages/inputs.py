@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiera_video.config import Config
-from hiera_video.data.lists import VideoList, check_labels, read_class_names, read_lists
+from hiera_video.data.lists import (
+    VideoList,
+    check_labels,
+    read_class_names,
+    read_lists,
+    read_videos,
+)
 from hiera_video.models.weights import weights_file
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import register_handlers
@@ -37,7 +43,7 @@ def read_inputs(config: Config) -> dict[str, Input]:
     sources = _sources(config)
     _register_handlers(config.data.path_handlers)
     _check_weights(config)
-    lists = read_lists(sources, root=config.data.root or "")
+    lists = _numbered(config, read_lists(sources, root=config.data.root or ""))
     inputs: dict[str, Input] = {}
     for key, videos in lists.items():
         if key == "features.videos":
@@ -71,12 +77,34 @@ def _sources(config: Config) -> dict[str, str]:
     return sources
 
 
+def _numbered(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoList]:
+    """Labels that lists name, as numbers that mean the same in all of them.
+
+    Those of data.classes or else of the training list, which is read for it. Raises UserError.
+    """
+    named = {key: videos for key, videos in lists.items() if videos.header and videos.classes}
+    if not named:
+        return lists
+    data = config.data
+    root = data.root or ""
+    if data.classes is not None:
+        names = read_class_names(data.classes, root=root, key="data.classes")
+    elif "data.train" in lists:
+        names = list(lists["data.train"].classes)
+    else:
+        names = list(read_videos(data.train, root=root).classes)
+    return {
+        key: videos.numbered_by(names, key=key) if key in named else videos
+        for key, videos in lists.items()
+    }
+
+
 def read_list(config: Config, key: str) -> VideoList:
     """One list alone, `data.train` or `data.test`; labels are not checked. Raises UserError."""
     data = config.data
     source = data.train if key == "data.train" else data.test or data.val
     _register_handlers(data.path_handlers)
-    return read_lists({key: source}, root=data.root or "")[key]
+    return _numbered(config, read_lists({key: source}, root=data.root or ""))[key]
 
 
 def build_classes(config: Config, videos: VideoList) -> Classes:

@@ -1,0 +1,133 @@
+"""Lists with a header: `path,label,start_s,end_s` in any order, other columns kept and ignored.
+
+    path,label,start_s,end_s,speaker
+    a/first.mp4,open the door,2.0,4.5,ann
+    a/first.mp4,3,,,ann
+
+A label is an integer or the name of a class; if one label of a column is no integer, all are names.
+`start_s,end_s` make the row a segment of its video; many rows may name one video.
+"""
+
+import csv
+import io
+import math
+import re
+from dataclasses import dataclass, field
+
+from hiera_video.system.errors import UserError
+
+PATH = "path"
+LABEL = "label"
+START = "start_s"
+END = "end_s"
+SEVERAL = ";"  # between the labels of a row
+_INTEGER = re.compile(r"[+-]?\d+\Z")
+
+
+@dataclass
+class Table:
+    """What a table says, row by row. labels: -1 for none; places in `classes` where those are."""
+
+    header: list[str]
+    paths: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    segments: list[tuple[float, float]] = field(default_factory=list)  # NaN for the whole video
+    records: list[str] = field(default_factory=list)  # the rows, as CSV
+    classes: tuple[str, ...] = ()  # names of the labels, sorted; empty where they are integers
+
+
+def is_table(text: str) -> bool:
+    """The first line is a header with the column `path`."""
+    first = text.lstrip("\ufeff").split("\n", 1)[0]
+    return ("," in first and PATH in _header(first)) or first.strip() == PATH
+
+
+def read_table(text: str, *, source: str, key: str) -> Table:
+    """source, key: for the message. Raises UserError, which names the row."""
+    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
+    table = Table(_header_of(next(reader), source, key))
+    label_column = _place(table.header, LABEL)
+    names: list[str] = []
+    for record in reader:
+        if not any(cell.strip() for cell in record):
+            continue
+        where = f"{key}: row {len(table.paths) + 1} of {source} (line {reader.line_num})"
+        if len(record) != len(table.header):
+            raise UserError(
+                f"{where} has {len(record)} cells, but the header names {len(table.header)} "
+                "columns; a cell with a comma in it needs quotes"
+            )
+        row = dict(zip(table.header, record))
+        if not row[PATH]:
+            raise UserError(f"{where} has no path")
+        label = record[label_column].strip() if label_column is not None else ""
+        if SEVERAL in label:
+            raise UserError(
+                f"{where} has several labels, {label!r}; one label a row can be learned"
+            )
+        table.paths.append(row[PATH])
+        names.append(label)
+        table.segments.append(_segment(row, where))
+        table.records.append(as_csv(record))
+    _number(table, names)
+    return table
+
+
+def as_csv(cells: list[str]) -> str:
+    """One line of CSV, without its end."""
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="").writerow(cells)
+    return out.getvalue()
+
+
+def with_path(record: str, header: list[str], path: str) -> str:
+    """The row with another path."""
+    cells = next(csv.reader([record]))
+    cells[header.index(PATH)] = path
+    return as_csv(cells)
+
+
+def _header(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line.strip()]), [])]
+
+
+def _header_of(cells: list[str], source: str, key: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    for name in (PATH, LABEL, START, END):
+        if header.count(name) > 1:
+            raise UserError(f"{key}: the header of {source} has two columns {name!r}")
+    if (START in header) != (END in header):
+        raise UserError(f"{key}: the header of {source} needs both {START} and {END}, or neither")
+    return header
+
+
+def _place(header: list[str], name: str) -> int | None:
+    return header.index(name) if name in header else None
+
+
+def _segment(row: dict[str, str], where: str) -> tuple[float, float]:
+    """Raises UserError."""
+    texts = (row.get(START, "").strip(), row.get(END, "").strip())
+    if texts == ("", ""):
+        return math.nan, math.nan
+    try:
+        start = float(texts[0])
+        end = float(texts[1])
+    except ValueError:
+        start = end = math.nan
+    if not 0 <= start < end < math.inf:
+        raise UserError(
+            f"{where}: {START}={texts[0]!r}, {END}={texts[1]!r}: both in seconds, 0 <= start < end"
+        )
+    return start, end
+
+
+def _number(table: Table, labels: list[str]) -> None:
+    """Integers as they are; names by their place in the alphabet."""
+    named = [label for label in labels if label]
+    if all(_INTEGER.match(label) for label in named):
+        table.labels = [int(label) if label else -1 for label in labels]
+        return
+    table.classes = tuple(sorted(set(named)))
+    place = {name: k for k, name in enumerate(table.classes)}
+    table.labels = [place[label] if label else -1 for label in labels]
