@@ -11,6 +11,7 @@ from torch import nn
 
 from hiera_video.config import Config
 from hiera_video.data.dataset import Batch, ClipDataset
+from hiera_video.data.decode.frame_cache import FrameCache
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import SEGMENTS, ClipFormat
 from hiera_video.data.lists import VideoList
@@ -121,6 +122,7 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
             "target_fps": data.target_fps,
             "crop_size": data.crop_size,
             "clip_sampler": data.clip_sampler,
+            **({"squash": True} if data.squash else {}),
             "short_side": config.test.short_side or data.crop_size,
         },
     }
@@ -188,6 +190,7 @@ def clip_format(config: Config) -> ClipFormat:
         clip_shape(config),
         crop_size=data.crop_size,
         short_side=config.test.short_side or data.crop_size,
+        squash=data.squash,
         segments=data.clip_sampler == SEGMENTS,
         mean=data.mean,
         std=data.std,
@@ -196,11 +199,15 @@ def clip_format(config: Config) -> ClipFormat:
 
 def video_source(config: Config) -> VideoSource:
     data = config.data
+    cache = None
+    if data.frame_cache is not None:
+        cache = FrameCache(data.frame_cache, limit_gib=data.frame_cache_gib)
     return VideoSource(
         data.decoder,
         timeout_s=data.decode_timeout_s,
         quarantine=data.quarantine or Path(config.output) / "quarantine.csv",
         manifest=data.manifest or Path(config.output) / "manifest.sqlite",
+        cache=cache,
     )
 
 
@@ -249,6 +256,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         size=data.crop_size,
         scale=data.crop_scale,
         aspect=data.crop_aspect,
+        squash=data.squash,
         flip=flip,
         magnitude=data.rand_augment,
         num_ops=data.rand_augment_ops,

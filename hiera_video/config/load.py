@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "data.decode_timeout_s",
     "data.manifest",
     "data.quarantine",
+    "data.frame_cache",
+    "data.frame_cache_gib",
     "data.max_bad_fraction",
     "train.accumulate",
     "train.parallel",

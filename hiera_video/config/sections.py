@@ -119,6 +119,8 @@ class DataConfig:
     clip_sampler: str = "random"
     # Side of the crop, in pixels.
     crop_size: int = 224
+    # Frames are resized to squares whatever their shape, so that nothing of a wide one is cut off.
+    squash: bool = False
     # Training: share of the area that a crop takes.
     crop_scale: tuple[float, float] = (0.5, 1.0)
     # Training: ratio of a crop's width and height.
@@ -145,6 +147,10 @@ class DataConfig:
     manifest: str | None = None
     # File that names videos that hung or crashed a decoder. Default: quarantine.csv in output.
     quarantine: str | None = None
+    # Folder that keeps the frames of small videos, decoded once; runs may share it.
+    frame_cache: str | None = None
+    # About how large it may grow, in GiB.
+    frame_cache_gib: float = 8.0
     # Data-loading processes of a rank.
     num_workers: int = 2
     # Share of the training list that may be unreadable; above it the run stops.
@@ -154,7 +160,9 @@ class DataConfig:
         require_one_of("data.decoder", self.decoder, DECODERS)
         require_one_of("data.clip_sampler", self.clip_sampler, TRAIN_SAMPLERS)
         require_positive(
-            "data", self, "num_frames sampling_rate target_fps crop_size decode_timeout_s"
+            "data",
+            self,
+            "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib",
         )
         require_not_negative("data", self, "num_workers")
         if self.directional and self.flip:

@@ -23,6 +23,7 @@ class ClipFormat:
     shape: ClipShape = field(default_factory=ClipShape)
     crop_size: int = 224  # pixels
     short_side: int = 224  # that frames are resized to before the crop
+    squash: bool = False  # frames are resized to squares first
     segments: bool = False  # a frame from each of equal segments of the video, in place of a clip
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
@@ -37,6 +38,7 @@ class ClipFormat:
             ClipShape(**{name: clips[name] for name in names if name in clips}),
             crop_size=crop_size,
             short_side=clips.get("short_side", crop_size),
+            squash=bool(clips.get("squash", cls.squash)),
             segments=clips.get("clip_sampler") == SEGMENTS,
             mean=tuple(metadata.get("mean") or MEAN),
             std=tuple(metadata.get("std") or STD),
@@ -54,4 +56,9 @@ class ClipFormat:
 
     def crops(self, count: int) -> EvalCrops:
         """count: 1 or 3"""
-        return EvalCrops(short_side=self.short_side, size=self.crop_size, num_crops=count)
+        return EvalCrops(
+            short_side=self.short_side,
+            size=self.crop_size,
+            num_crops=count,
+            squash=self.squash,
+        )

@@ -70,15 +70,20 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class EvalCrops:
-    """Resize the short side, then one or three square crops: the views of a clip in testing."""
+    """Resize the short side, then one or three square crops: the views of a clip in testing.
+
+    squash: both sides are resized to `short_side`.
+    """
 
     short_side: int = 224
     size: int = 224
     num_crops: int = 3
+    squash: bool = False
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Views:
+        height, width = (1, 1) if self.squash else frames.shape[-2:]
         resized, corners = crop_boxes(
-            *frames.shape[-2:], short_side=self.short_side, size=self.size, num_crops=self.num_crops
+            height, width, short_side=self.short_side, size=self.size, num_crops=self.num_crops
         )
         # Reordered once for all crops.
         clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]
@@ -91,12 +96,14 @@ class TrainCrop:
     """Random resized crop, flip, RandAugment and a box to erase, one draw for the whole clip.
 
     The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for
-    several times the work).
+    several times the work). squash: aspect ratios are those of the frame's own, so that the box is
+    resized as the whole frame would be.
     """
 
     size: int = 224
     scale: tuple[float, float] = (0.5, 1.0)  # of the area
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    squash: bool = False
     flip: float = 0.0  # probability
     magnitude: float = 0.0  # RandAugment; 0 is off
     num_ops: int = 2
@@ -104,8 +111,10 @@ class TrainCrop:
     erase: float = 0.0  # probability
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
+        own = frames.shape[-1] / frames.shape[-2] if self.squash else 1.0
+        aspect = (self.aspect[0] * own, self.aspect[1] * own)
         top, left, height, width = random_box(
-            *frames.shape[-2:], scale=self.scale, aspect=self.aspect, rng=rng
+            *frames.shape[-2:], scale=self.scale, aspect=aspect, rng=rng
         )
         frames = frames[..., top : top + height, left : left + width]
         frames = resize(frames, (self.size, self.size))

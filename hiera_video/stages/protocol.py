@@ -30,7 +30,8 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
         },
         "clip": describe_clips(config),
         "frame_rate": "sampled by time; a variable rate is laid on an even grid",
-        "resize": f"short side {short_side}, bilinear, no antialias, 8 bit, from the full frame",
+        "resize": f"{'both sides' if data.squash else 'short side'} {short_side}, bilinear, "
+        "no antialias, 8 bit, from the full frame",
         "crop": f"{data.crop_size} x {data.crop_size}, {place}",
         "normalisation": {"mean": list(data.mean), "std": list(data.std)},
         # A decoder that is not here leaves everything to PyAV.

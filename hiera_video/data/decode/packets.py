@@ -168,7 +168,7 @@ class Manifest:
 
     def find(self, path: str) -> Packets | None:
         rows = self._run(
-            "SELECT scan FROM scans WHERE path = ? AND stamp = ?", (_key(path), _stamp(path))
+            "SELECT scan FROM scans WHERE path = ? AND stamp = ?", (_key(path), stamp(path))
         )
         if not rows:
             return None
@@ -182,7 +182,7 @@ class Manifest:
         # As differences: even steps compress to nothing.
         content["pts"] = np.diff(packets.pts, prepend=0).astype(np.int64).tolist()
         scan = zlib.compress(json.dumps(content).encode(), level=1)
-        self._run("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", (_key(path), _stamp(path), scan))
+        self._run("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", (_key(path), stamp(path), scan))
 
     def _open(self) -> None:
         try:
@@ -209,7 +209,7 @@ def _key(path: str) -> bytes:
     return os.fsencode(os.path.abspath(path))
 
 
-def _stamp(path: str) -> str:
+def stamp(path: str) -> str:
     """Of the file's present state."""
     try:
         status = os.stat(path)

@@ -6,6 +6,7 @@ its path goes to the quarantine and is not opened again.
 
 from pathlib import Path
 
+from hiera_video.data.decode.frame_cache import CachedReader, FrameCache
 from hiera_video.data.decode.process import BoundedReader, DecodeProcess
 from hiera_video.data.decode.quarantine import Quarantine
 from hiera_video.system.errors import VideoError
@@ -19,6 +20,7 @@ class VideoSource:
 
     decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
     that keeps bad videos. manifest: a file that keeps what was found of each video's packets.
+    cache: keeps the frames of videos that are small enough.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class VideoSource:
         timeout_s: float = 30.0,
         quarantine: str | Path | None = None,
         manifest: str | Path | None = None,
+        cache: FrameCache | None = None,
     ):
         if decoder not in SECOND_TRY:
             raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
@@ -35,8 +38,9 @@ class VideoSource:
         self.second_decoder = SECOND_TRY[decoder]
         self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest)
         self._quarantine = Quarantine(quarantine)
+        self._cache = cache
 
-    def open(self, path: str, decoder: str | None = None) -> BoundedReader:
+    def open(self, path: str, decoder: str | None = None) -> BoundedReader | CachedReader:
         """The video, to be closed by the caller (a context manager).
 
         Raises VideoError; DecodeFailure where the decoder hung or crashed.
@@ -49,7 +53,14 @@ class VideoSource:
             file = local(path)
         except OSError as e:
             raise VideoError(str(e)) from e
-        return self.process.open(file, decoder or self.decoder)
+        if self._cache is None:
+            return self.process.open(file, decoder or self.decoder)
+        cached = self._cache.find(file)
+        if cached is None:
+            video = self.process.open(file, decoder or self.decoder)
+            self._cache.add(file, video)
+            return video
+        return cached
 
     def condemn(self, path: str, failure: VideoError) -> None:
         """The video failed with both decoders: it is not opened again."""
