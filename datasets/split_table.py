@@ -7,9 +7,11 @@
 
 A table is a list with a header (docs/data.md); its columns are kept. Rows of one group, such as the
 takes of a person or the words of a sentence, are never on both sides. Held out are the groups of
---hold-out, or a share of them drawn by --seed. Paths stay relative to what they were relative to:
-set data.root to that folder and data.train, data.val to these lists. --unlabelled also writes
-pretrain.csv, all rows of the table whose groups are not held out, without a label.
+--hold-out, or a share of them drawn by --seed. Paths stay relative to what they were relative to;
+--absolute makes them whole, so that data.root can be the folder of the lists. --tune-on names
+groups of their own to choose rates and lengths by: they make val.csv then, what is held out
+test.csv.
+--unlabelled also writes pretrain.csv: all rows of the table of the training groups, not labelled.
 """
 
 import argparse
@@ -43,14 +45,13 @@ def is_chosen(row: Row, where: list[list[str]], without: list[list[str]]) -> boo
     return is_in and not any(row[name] in values.split(",") for name, values in without)
 
 
-def held_out(groups: list[str], args: argparse.Namespace) -> set[str]:
+def held_out(every: list[str], args: argparse.Namespace) -> set[str]:
     """Raises UserError."""
     if args.hold_out:
-        unknown = sorted(set(args.hold_out) - set(groups))
+        unknown = sorted(set(args.hold_out) - set(every))
         if unknown:
             raise UserError(f"--hold-out {unknown[0]}: there is no such {args.group}")
         return set(args.hold_out)
-    every = sorted(set(groups))
     count = round(args.val_share * len(every))
     if not 0 < count < len(every):
         raise UserError(f"--val-share {args.val_share} of {len(every)} groups leaves a side empty")
@@ -76,8 +77,10 @@ def main() -> None:
     add("--where", nargs="*", default=[], metavar="COLUMN=A,B", help="rows that are taken")
     add("--not", nargs="*", default=[], metavar="COLUMN=A,B", dest="without", help="left out")
     add("--hold-out", nargs="*", help="groups of val.csv")
+    add("--tune-on", nargs="*", default=[], help="groups of val.csv; --hold-out is then test.csv")
     add("--val-share", type=float, default=0.2, help="of the groups, where none is named")
     add("--seed", type=int, default=0)
+    add("--absolute", action="store_true", help="paths from the table's folder on")
     add("--unlabelled", action="store_true", help="write pretrain.csv, too")
     add("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -89,20 +92,30 @@ def main() -> None:
         raise UserError(f"{args.table} has no column {unknown[0]!r}, but {', '.join(rows[0])}")
     if not all(len(c) == 2 for given in conditions for c in given):
         raise UserError("--where and --not take COLUMN=VALUE or COLUMN=VALUE,VALUE")
+    if args.absolute:
+        for row in rows:
+            row["path"] = str(args.table.absolute().parent / row["path"])
     chosen = [row for row in rows if is_chosen(row, *conditions)]
     if not chosen:
         raise UserError("no row of the table is left")
-    held = held_out([row[args.group] for row in chosen], args)
+    groups = {row[args.group] for row in chosen}
+    held = held_out(sorted(groups), args)
+    tuned = set(args.tune_on)
+    if tuned & held or tuned - groups:
+        raise UserError(f"--tune-on {sorted(tuned)}: groups of the table that are not held out")
+    sides = {"train": groups - held - tuned, "val": held}
+    if tuned:
+        sides |= {"val": tuned, "test": held}
     args.output.mkdir(parents=True, exist_ok=True)
     others = [name for name in rows[0] if name not in ("path", "label")]
     for row in chosen:
         row["label"] = row[args.label]
-    for name, side in (("train", False), ("val", True)):
-        part = [row for row in chosen if (row[args.group] in held) == side]
+    for name, side in sides.items():
+        part = [row for row in chosen if row[args.group] in side]
         write(args.output / f"{name}.csv", part, ["path", "label", *others])
         print(f"{args.output / name}.csv: {len(part)} rows")
     if args.unlabelled:
-        part = [row for row in rows if row[args.group] not in held]
+        part = [row for row in rows if row[args.group] not in held | tuned]
         write(args.output / "pretrain.csv", part, ["path", *others])
         print(f"{args.output / 'pretrain'}.csv: {len(part)} rows")
     classes = sorted({row["label"] for row in chosen})

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep",
     "train.keep_every",
+    "mae.probe",
     "test.views_per_forward",
     "test.compile",
     "test.save_every_s",

@@ -130,7 +130,9 @@ class MAEConfig:
     decoder_keep: float = 1.0
     # Which ones: random (by seed), or running_cell (VideoMAE V2), the same of each 2 x 2 patches.
     decoder_keep_by: str = "random"
-    # Videos of data.train, and of data.val, for the nearest-neighbour probe.
+    # Labelled list whose features the probes learn from. Default: data.train.
+    probe: str | None = None
+    # Videos of each list that the probes and the other measures of pretraining take.
     probe_videos: int = 1000
 
     def __post_init__(self) -> None:

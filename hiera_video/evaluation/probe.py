@@ -9,6 +9,7 @@ Legend: N labelled videos, M videos in question, dim channels, L tokens.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +22,47 @@ from hiera_video.system.distributed import World
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+RIDGE = 1.0
 QUERIES = 1024  # videos whose similarities are held at a time
 
 
-def spread_rows(videos: VideoList, count: int) -> list[int]:
-    """At most `count` labelled rows, evenly over the list."""
-    labelled = np.flatnonzero(videos.labels >= 0)
-    if len(labelled) <= count:
-        return labelled.tolist()
-    return labelled[np.linspace(0, len(labelled) - 1, count).astype(int)].tolist()
+def spread_rows(videos: VideoList, count: int, *, labelled: bool = True) -> list[int]:
+    """At most `count` rows, evenly over the list. labelled: rows without a label are left out."""
+    rows = np.flatnonzero(videos.labels >= 0) if labelled else np.arange(len(videos))
+    if len(rows) <= count:
+        return rows.tolist()
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist()
 
 
-class FeatureBank:
-    """A consumer of evaluate(): the mean feature of every video."""
+class Bank:
+    """A consumer of evaluate(): every output of every video, its mean over the views."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, Tensor] = {}
+        self.rows: dict[int, dict[str, Tensor]] = {}
 
     def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
-        for row, feature in zip(batch["index"].tolist(), out["features"].mean(1)):
-            self.rows[row] = feature
+        means = {name: value.mean(1) for name, value in out.items()}
+        for k, row in enumerate(batch["index"].tolist()):
+            self.rows[row] = {name: mean[k] for name, mean in means.items()}
 
     def missing(self, row: int, reason: str) -> None:
         """Left out: a probe is a sample."""
 
-    def merged(self, world: World, videos: VideoList) -> tuple[Tensor, Tensor]:
-        """(features [N, dim], labels [N]) of all ranks, in list order; empty but on rank 0."""
-        rows = dict(sorted((row, f) for part in world.gather(self.rows) for row, f in part.items()))
-        if not rows:
-            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
-        return torch.stack(list(rows.values())), torch.tensor([videos.label(row) for row in rows])
+    def merged(self, world: World, videos: VideoList) -> "Gathered | None":
+        """Of all ranks, in list order, on rank 0; None elsewhere, and where no video was read."""
+        found = {row: out for part in world.gather(self.rows) for row, out in part.items()}
+        if not found:
+            return None
+        rows = sorted(found)
+        outputs = {name: torch.stack([found[row][name] for row in rows]) for name in found[rows[0]]}
+        return Gathered(outputs, torch.tensor([videos.label(row) for row in rows]))
+
+
+class Gathered(NamedTuple):
+    """Outputs of N videos, [N, ...] each, and their labels."""
+
+    outputs: dict[str, Tensor]
+    labels: Tensor
 
 
 def nearest_neighbours(
@@ -67,6 +79,26 @@ def nearest_neighbours(
         near = similarity.topk(min(k, len(train_features)), dim=1)
         votes_of_some.scatter_add_(1, labels[near.indices], (near.values / TEMPERATURE).exp())
     return votes
+
+
+def ridge(
+    train_features: Tensor, labels: Tensor, queries: Tensor, *, strength: float = RIDGE
+) -> Tensor:
+    """Scores of a linear classifier in closed form: least squares on standardised features.
+
+    Quick, and the same whenever it is asked; LinearProbe is the one to report. strength: of the
+    penalty, as a share of the features' own energy. train_features [N, dim], labels [N], queries
+    [M, dim] -> [M, classes]
+    """
+    mean = train_features.mean(0)
+    std = train_features.std(0) + 1e-6
+    x = ((train_features - mean) / std).double()
+    z = ((queries - mean) / std).double()
+    y = F.one_hot(labels).double()
+    share = y.mean(0)
+    gram = x @ x.T  # [N, N]
+    penalty = strength * gram.diagonal().mean() * torch.eye(len(x), dtype=x.dtype)
+    return (z @ x.T @ torch.linalg.solve(gram + penalty, y - share) + share).float()
 
 
 class LinearProbe(nn.Module):

@@ -181,9 +181,7 @@ class MaskedAutoencoder(Trunk):
         else:
             visible = self._visible_units(keep, len(clip))
         x = self.forward_encoder(clip, keep, visible)  # [B, V, S, C]
-        hidden = self._hidden_patches(visible)  # [B, H]
-        if decoder_keep != 1.0:
-            hidden = draw_predicted(hidden, decoder_keep, self._patch_noise(decoder_noise, hidden))
+        hidden = self.predicted_patches(visible, decoder_keep, decoder_noise)  # [B, H]
         pred = self.forward_decoder(x, visible, hidden)
         target = self.patch_targets(clip, hidden)
         loss = (pred.float() - target).square().mean()
@@ -209,13 +207,13 @@ class MaskedAutoencoder(Trunk):
         x = x + self.decoder_pos_embed
         predicted = hidden
         if shown.shape[1] + hidden.shape[1] < self.patch_index.numel():
-            x = _gather_rows(x, torch.cat([shown, hidden], dim=1))  # [B, V * S + H, D]
+            x = gather_rows(x, torch.cat([shown, hidden], dim=1))  # [B, V * S + H, D]
             last = torch.arange(shown.shape[1], x.shape[1], device=x.device)
             predicted = last.expand(len(x), -1)
         x = x[:, None]  # [B, 1, tokens, D]: one big unit, attended globally
         for block in self.decoder_blocks:
             x = run_block(block, x, recompute=DECODER_STAGE in self.recompute_stages)
-        x = _gather_rows(x[:, 0], predicted)
+        x = gather_rows(x[:, 0], predicted)
         return self.decoder_pred(self.decoder_norm(x)).flatten(0, 1)
 
     @torch.no_grad()
@@ -246,7 +244,7 @@ class MaskedAutoencoder(Trunk):
 
         Each patch has zero mean and unit (unbiased) variance.
         """
-        patches = _gather_rows(self.patches(clip), hidden).flatten(0, 1).float()
+        patches = gather_rows(self.patches(clip), hidden).flatten(0, 1).float()
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (var + PIXEL_EPS).sqrt()
 
@@ -265,6 +263,18 @@ class MaskedAutoencoder(Trunk):
             patches = clip.unfold(2, size, size).unfold(3, size, size)  # [B, 3, h, w, y, x]
             patches = patches.permute(0, 2, 3, 1, 4, 5)
         return patches.reshape(len(clip), self.patch_index.numel(), -1)
+
+    def predicted_patches(
+        self, visible: Tensor, decoder_keep: float = 1.0, decoder_noise: Tensor | None = None
+    ) -> Tensor:
+        """int64 [B, H]: the places of the patches that `forward` predicts, ascending.
+
+        visible: int64 [B, V], units. Raises ValueError.
+        """
+        hidden = self._hidden_patches(visible)
+        if decoder_keep == 1.0:
+            return hidden
+        return draw_predicted(hidden, decoder_keep, self._patch_noise(decoder_noise, hidden))
 
     @property
     def patch_grid(self) -> tuple[int, ...]:
@@ -318,6 +328,6 @@ class MaskedAutoencoder(Trunk):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
 
 
-def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x [B, N, C], index [B, H] -> [B, H, C]"""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

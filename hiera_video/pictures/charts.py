@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 Points = Sequence[tuple[float, float]]
-COLOURS = ("#2563eb", "#d97706", "#059669")
+COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed")
 # Pixels of a drawing and of its margins.
 WIDTH = 460
 HEIGHT = 210

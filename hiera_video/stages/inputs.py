@@ -70,6 +70,8 @@ def _sources(config: Config) -> dict[str, str]:
         sources["data.train"] = data.train
         if config.train.val_every:
             sources["data.val"] = data.val
+            if config.task == "pretrain" and config.mae.probe:
+                sources["mae.probe"] = config.mae.probe
     if "test" in config.stages:
         sources["data.test"] = test
     if "features" in config.stages:

@@ -34,7 +34,21 @@ PAIRS = 10  # classes that are taken for each other
 CURVES = (  # title, split, keys, on a log scale
     ("Training loss", "train", ("loss",), False),
     ("Validation, one view, percent", "val", ("top1", "top5"), False),
-    ("Probe, nearest neighbours, top-1 percent", "probe", ("knn_top1",), False),
+    (
+        "Loss on held-out clips, and without a model",
+        "probe",
+        ("mae_loss", "zero", "position", "copy"),
+        False,
+    ),
+    ("Share explained beyond the best of them", "probe", ("explained",), False),
+    (
+        "Probes, top-1 percent",
+        "probe",
+        ("knn_top1", "linear_top1", "linear_in_time_top1"),
+        False,
+    ),
+    ("Effective rank, features and tokens", "probe", ("rank", "token_rank"), False),
+    ("Variance between videos", "probe", ("variance", "token_variance"), False),
     ("Learning rate", "train", ("lr",), False),
     ("Gradient norm", "train", ("grad_norm",), True),
     ("Clips a second", "train", ("clips_per_s",), False),

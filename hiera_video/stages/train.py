@@ -12,7 +12,7 @@ from hiera_video.data.lists import VideoList
 from hiera_video.models.weights import LoadReport, load_weights
 from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper
-from hiera_video.stages.watch import Probe, Validation
+from hiera_video.stages.watch import Probe, ProbeLists, Validation
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.log import RunLog
@@ -40,6 +40,7 @@ class TrainStage:
         self.world = world
         self.videos = inputs[self.key].videos
         self.val_videos = inputs["data.val"].videos if "data.val" in inputs else None
+        self.probe_videos = inputs["mae.probe"].videos if "mae.probe" in inputs else self.videos
         self.class_names = inputs[self.key].classes.names
         self.plan = Plan.make(config.train, config.optim, len(self.videos))
         self.checkpoints = Path(config.output) / "checkpoints"
@@ -70,6 +71,9 @@ class TrainStage:
         keeper = self._keeper(run, log)
         for line in self._opening_lines():
             log.say(line)
+        watch = self._watch(log)
+        if watch is not None:
+            watch.begin(keeper.weights())
         with StopSignals() as signals:
             train(
                 run,
@@ -80,7 +84,7 @@ class TrainStage:
                     first_step=first_step,
                     world=world,
                 ),
-                StageHooks(keeper, self._watch(log), self.videos, signals),
+                StageHooks(keeper, watch, self.videos, signals, steps=self.plan.steps),
                 log=log,
                 bad_videos=BadVideos(
                     self.videos.written,
@@ -153,7 +157,8 @@ class TrainStage:
         if self.val_videos is None:
             return None
         if self.config.task == "pretrain":
-            return Probe(self.config, self.spec, self.videos, self.val_videos, self.world, log)
+            lists = ProbeLists(self.videos, self.probe_videos, self.val_videos)
+            return Probe(self.config, self.spec, lists, self.world, log)
         return Validation(self.config, self.spec, self.val_videos, self.world, log)
 
     def _opening_lines(self) -> list[str]:
@@ -182,11 +187,14 @@ class StageHooks:
         watch: Validation | Probe | None,
         videos: VideoList,
         signals: StopSignals,
+        *,
+        steps: int,
     ):
         self._keeper = keeper
         self._watch = watch
         self._videos = videos
         self._signals = signals
+        self._steps = steps
 
     def stop_requested(self) -> str:
         return self._signals.name
@@ -194,7 +202,7 @@ class StageHooks:
     def look(self, step: int) -> None:
         if self._watch is None:
             return
-        top1 = self._watch.look(step, self._keeper.weights())
+        top1 = self._watch.look(step, self._keeper.weights(), progress=step / self._steps)
         if top1 is not None:
             self._keeper.note_validation(step, top1)
 

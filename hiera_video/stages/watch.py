@@ -1,19 +1,32 @@
 """Looks at the weights while a model is trained. They change nothing.
 
-Fine-tuning is validated on data.val. Pretraining is probed: nearest neighbours among the encoder's
-features, and pictures of what the masked autoencoder predicts.
+Fine-tuning is validated on data.val. Pretraining is probed: what the masked autoencoder explains
+beyond predictors without a model, how far features tell videos apart, what simple classifiers make
+of them, and pictures of what it predicts.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video import build
-from hiera_video.config import Config
+from hiera_video.config import Config, MAEConfig
 from hiera_video.data.lists import VideoList
 from hiera_video.data.transforms import normalise
-from hiera_video.evaluation.loop import evaluate, predict_features
-from hiera_video.evaluation.probe import FeatureBank, nearest_neighbours, spread_rows
+from hiera_video.evaluation.eyes import (
+    PREDICTORS,
+    PositionMeans,
+    clip_losses,
+    explained,
+    spread_figures,
+    spread_tokens,
+    warning,
+)
+from hiera_video.evaluation.loop import Predict, evaluate
+from hiera_video.evaluation.probe import Bank, Gathered, nearest_neighbours, ridge, spread_rows
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.weights import load_weights
 from hiera_video.pictures.reconstruct import reconstruct, sheet
@@ -21,8 +34,22 @@ from hiera_video.stages.protocol import accuracy_text
 from hiera_video.stages.test import Views, score_videos
 from hiera_video.system.distributed import World
 from hiera_video.system.log import RunLog
+from hiera_video.training.tasks import HiddenDraws, hidden_draws
 
 DRAWN = 4  # videos whose reconstructions are drawn
+PROBES = {
+    "knn_top1": "nearest neighbours",
+    "linear_top1": "linear",
+    "linear_in_time_top1": "linear in time order",
+}
+
+
+class ProbeLists(NamedTuple):
+    """train: what is pretrained on. labelled: what the probes learn from. val: held-out videos."""
+
+    train: VideoList
+    labelled: VideoList
+    val: VideoList
 
 
 class Validation:
@@ -37,7 +64,10 @@ class Validation:
         self._world = world
         self._log = log
 
-    def look(self, step: int, weights: dict[str, Tensor]) -> float:
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Nothing is looked at before the first step."""
+
+    def look(self, step: int, weights: dict[str, Tensor], *, progress: float = 0.0) -> float:
         """Returns the top-1, in percent; 0 on ranks other than 0."""
         model = build.build_model(self._spec, seed=self._config.seed)
         load_weights(model, weights, strict=True)
@@ -61,58 +91,102 @@ class Validation:
 
 
 class Probe:
-    """Nearest neighbours of data.val among data.train, and reconstructions of data.val."""
+    """What the masked autoencoder has learned (eyes.py), and reconstructions of data.val."""
 
     def __init__(
         self,
         config: Config,
         spec: build.ModelSpec,
-        videos: VideoList,
-        val_videos: VideoList,
+        lists: ProbeLists,
         world: World,
         log: RunLog,
     ):
         self._config = config
         self._spec = spec
-        self._videos = videos
-        self._val_videos = val_videos
+        self._lists = lists
         self._world = world
         self._log = log
+        self._means: Tensor | None = None  # [N, P], the mean patch of every place
+        self._first: dict[str, Any] | None = None  # the figures before the first step
 
-    def look(self, step: int, weights: dict[str, Tensor]) -> None:
-        if self._world.is_main:
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Before the first step; a run that goes on finds the figures in its log."""
+        rows = self._log.rows("probe") if self._world.is_main else []
+        first = self._world.share(rows[0] if rows else None)
+        if first is None:
+            self.look(0, weights)
+        else:
+            self._first = first
+
+    def look(self, step: int, weights: dict[str, Tensor], *, progress: float = 0.0) -> None:
+        """progress: share of the run that is done."""
+        if self._world.is_main and step:
             self._draw(step, weights)
-        encoder = build.build_encoder(self._config)
-        load_weights(encoder, weights, strict=False)
-        encoder = encoder.to(self._world.device).eval()
-        train_features, labels = self._features(encoder, self._videos)
-        queries, truth = self._features(encoder, self._val_videos)
-        if self._world.is_main and len(train_features) and len(queries):
-            votes = nearest_neighbours(train_features, labels, queries)
-            top1 = 100 * (votes.argmax(1) == truth).double().mean().item()
-            count = len(truth)
-            self._log.metrics({"split": "probe", "step": step, "knn_top1": top1, "videos": count})
-            self._log.say(
-                f"probe at step {step}: nearest neighbours {top1:.2f} top-1, "
-                f"{count} videos among {len(labels)}"
-            )
+        labelled, held_out = self._outputs(weights)
+        if held_out is None:
+            return
+        row: dict[str, Any] = {"split": "probe", "step": step, "videos": len(held_out.labels)}
+        row |= figures(labelled, held_out)
+        if self._first is None:
+            self._first = row
+        self._log.metrics(row)
+        self._log.say(probe_line(row, self._first))
+        wrong = warning(row, self._first, progress=progress)
+        if wrong:
+            self._log.say(f"WARNING: {wrong}")
 
-    def _features(self, encoder: nn.Module, videos: VideoList) -> tuple[Tensor, Tensor]:
-        """(features [N, dim], labels [N]) of some videos, on rank 0."""
+    def _outputs(self, weights: dict[str, Tensor]) -> tuple[Gathered | None, Gathered | None]:
+        """Of labelled videos to learn from and of data.val, on rank 0."""
         config = self._config
-        some = videos.subset(spread_rows(videos, config.mae.probe_videos))
-        bank = FeatureBank()
-        sample = build.clip_format(config).uniform(1)
-        rows = list(range(len(some)))
+        device = self._world.device
+        encoder = build.build_encoder(config)
+        load_weights(encoder, weights, strict=False)
+        model = build.build_model(self._spec, seed=config.seed)
+        load_weights(model, weights, strict=True)
+        encoder = encoder.to(device).eval()
+        model = model.to(device).eval()
+        assert isinstance(encoder, Hiera) and isinstance(model, MaskedAutoencoder)
+        if self._means is None:
+            means = PositionMeans()
+            train = self._lists.train
+            some = train.subset(spread_rows(train, config.mae.probe_videos, labelled=False))
+            self._evaluate(lambda clips, _: means.add(model, clips), some, "patches")
+            self._means = means.table(self._world)
+        labelled = None
+        learn_from = self._lists.labelled
+        if (learn_from.labels >= 0).any():
+            some = learn_from.subset(spread_rows(learn_from, config.mae.probe_videos))
+            labelled = self._evaluate(lambda clips, _: seen_by(encoder, clips), some, "probe")
+
+        def both(clips: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
+            draws = hidden_draws(model, config.mae, seeds).to(device)
+            losses = losses_of(model, config.mae, clips, draws, self._means)
+            return seen_by(encoder, clips) | losses
+
+        val = self._lists.val
+        some = val.subset(spread_rows(val, config.mae.probe_videos, labelled=False))
+        return labelled, self._evaluate(both, some, "probe")
+
+    def _evaluate(self, predict: Predict, videos: VideoList, what: str) -> Gathered | None:
+        """One centre view of each video; the outputs of all, on rank 0."""
+        config = self._config
+        bank = Bank()
         evaluate(
-            predict_features(encoder),
-            build.test_loader(config, some, rows, sample=sample, crops=1, world=self._world),
+            predict,
+            build.test_loader(
+                config,
+                videos,
+                list(range(len(videos))),
+                sample=build.clip_format(config).uniform(1),
+                crops=1,
+                world=self._world,
+            ),
             bank,
             build.forward(config, self._world, compile=False),
             world=self._world,
-            progress=self._log.progress(len(some), what="probe", unit="videos"),
+            progress=self._log.progress(len(videos), what=what, unit="videos"),
         )
-        return bank.merged(self._world, some)
+        return bank.merged(self._world, videos)
 
     def _draw(self, step: int, weights: dict[str, Tensor]) -> None:
         """The first videos of data.val, one picture each, in reconstructions/."""
@@ -120,7 +194,8 @@ class Probe:
         device = self._world.device
         folder = Path(config.output) / "reconstructions"
         folder.mkdir(exist_ok=True)
-        first = self._val_videos.subset(list(range(min(DRAWN, len(self._val_videos)))))
+        val = self._lists.val
+        first = val.subset(list(range(min(DRAWN, len(val)))))
         model = build.build_model(self._spec, seed=config.seed)
         load_weights(model, weights, strict=True)
         model = model.to(device).eval()
@@ -151,3 +226,73 @@ class Probe:
                 )
                 sheet(result).save(folder / f"step_{step:09d}_{row}.png")
         self._log.say(f"reconstructions of {len(first)} videos: {folder}")
+
+
+def seen_by(encoder: Hiera, clips: Tensor) -> dict[str, Tensor]:
+    """Pooled features [B, dim], their means over space in time order [B, t * dim], tokens."""
+    features, maps = encoder.features_and_maps(clips)
+    return {
+        "features": features,
+        "in_time": maps[-1].mean(dim=(2, 3)).flatten(1),
+        "tokens": spread_tokens(maps[-1]),
+    }
+
+
+def losses_of(
+    model: MaskedAutoencoder,
+    config: MAEConfig,
+    clips: Tensor,
+    draws: HiddenDraws,
+    means: Tensor | None,
+) -> dict[str, Tensor]:
+    """The model's loss of each clip, and that of predictors without a model: [B] each."""
+    out = model(
+        clips,
+        mask_ratio=config.mask_ratio,
+        noise=draws.units,
+        decoder_keep=config.decoder_keep,
+        decoder_noise=draws.patches,
+    )
+    visible = out.keep.nonzero()[:, 1].view(len(clips), -1)
+    hidden = model.predicted_patches(visible, config.decoder_keep, draws.patches)
+    return clip_losses(model, clips, out, hidden, means)
+
+
+def figures(labelled: Gathered | None, held_out: Gathered) -> dict[str, float]:
+    """Losses, the spread of the features and, where there are labels, probes in percent."""
+    outputs = held_out.outputs
+    row = {name: value.double().mean().item() for name, value in outputs.items() if value.ndim == 1}
+    row["explained"] = explained(row)
+    row |= spread_figures(outputs["features"], outputs["tokens"])
+    has_label = held_out.labels >= 0
+    if labelled is None or not has_label.any():
+        return row
+    truth = held_out.labels[has_label]
+
+    def top1(scores: Tensor) -> float:
+        return 100 * (scores.argmax(1) == truth).double().mean().item()
+
+    for name, features in (("", "features"), ("_in_time", "in_time")):
+        known = labelled.outputs[features]
+        asked = outputs[features][has_label]
+        if not name:
+            row["knn_top1"] = top1(nearest_neighbours(known, labelled.labels, asked))
+        row[f"linear{name}_top1"] = top1(ridge(known, labelled.labels, asked))
+    return row
+
+
+def probe_line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """For the log: every figure beside that of the same network before its first step."""
+    parts = [
+        f"probe at step {row['step']}: loss {row['mae_loss']:.4f} on held-out clips, without a "
+        f"model {', '.join(f'{n} {row[n]:.4f}' for n in PREDICTORS if n in row)}: "
+        f"{row['explained']:.1%} explained",
+        f"effective rank {row['rank']:.1f} (at the start {first['rank']:.1f})",
+        f"variance {row['variance']:.2f} ({first['variance']:.2f})",
+        f"of tokens {row['token_rank']:.1f} ({first['token_rank']:.1f}) and "
+        f"{row['token_variance']:.2f} ({first['token_variance']:.2f})",
+    ]
+    for key, title in PROBES.items():
+        if key in row:
+            parts.append(f"{title} {row[key]:.2f} ({first[key]:.2f})")
+    return "; ".join(parts)

@@ -65,13 +65,16 @@ class RunLog:
         with written_whole(file) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
-    def best_validation(self) -> float:
-        """The highest top-1 so far, in percent; -1 if there is none."""
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """Those of metrics.jsonl so far."""
         file = self.folder / "metrics.jsonl" if self.folder is not None else None
         if file is None or not file.exists():
-            return -1.0
-        rows = [row for _, row in read_metrics(file) if row["split"] == "val"]
-        return max((row["top1"] or 0.0 for row in rows), default=-1.0)
+            return []
+        return [row for _, row in read_metrics(file) if row["split"] == split]
+
+    def best_validation(self) -> float:
+        """The highest top-1 so far, in percent; -1 if there is none."""
+        return max((row["top1"] or 0.0 for row in self.rows("val")), default=-1.0)
 
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)
