@@ -20,7 +20,7 @@ COMMANDS = {
     "visualize-mae": "what a masked autoencoder sees and predicts",
     "convert-checkpoint": "published weight files to ours and back",
     "count-flops": "cost and size of models",
-    "compare-pretraining": "fine-tuning with and without pretraining, on a small data set",
+    "study": "what pretraining is worth on your videos: arms, seeds, spread",
 }
 # Scripts of the checkout, which is not installed with the package.
 CHECKOUT_ONLY = ("benchmark", "demo")

@@ -293,9 +293,14 @@ def test_loader(
 def features_loader(
     config: Config, videos: VideoList, rows: list[int], first: Callable[[int], int], *, world: World
 ) -> Iterable[Batch]:
-    """Windows of this rank's share of `rows`, in chunks, without the `first(row)` first ones."""
-    windows = clip_format(config).windows(config.features.hop_s)
-    dataset = _eval_set(config, videos, windows, crops=1)
+    """Windows (or some clips) of this rank's share of `rows`, in chunks.
+
+    Without the `first(row)` first ones.
+    """
+    format = clip_format(config)
+    options = config.features
+    sample = format.uniform(options.clips) if options.clips else format.windows(options.hop_s)
+    dataset = _eval_set(config, videos, sample, crops=1)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)
     return make_chunk_loader(stream, **_loading(config, world))
 

@@ -28,7 +28,8 @@ ROOMS = {
     ),
 }
 ROOMS["stages"] = (*ROOMS["build"], "build")
-ROOMS["commands"] = (*ROOMS["stages"], "stages")
+ROOMS["study"] = (*ROOMS["stages"], "stages")
+ROOMS["commands"] = (*ROOMS["study"], "study")
 ROOMS["__main__"] = ("system", "commands")
 
 

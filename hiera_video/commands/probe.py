@@ -7,7 +7,8 @@
     hiera-video probe features/train features/val --lists train.csv val.csv
 
 The features are used as they are, of videos that have both features and a label. The
-nearest-neighbour and linear probes see a video's mean over its windows. The attentive one sees the
+nearest-neighbour and linear probes see a video's mean over its windows. "linear in time" sees the
+means over space of a stage's map, one after the other in time. The attentive one sees the
 tokens of a stage's whole map (features.stages=[4]; without maps it is left out), of one random
 window at a time in training and the mean of its scores over all windows in testing.
 
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     if min(args.neighbours, args.epochs, args.attentive_epochs, args.batch) < 1:
         raise UserError("--neighbours, --epochs, --attentive-epochs and --batch must be > 0")
     train = CachedFeatures(args.train, args.lists[0])
-    test = CachedFeatures(args.test, args.lists[1])
+    test = CachedFeatures(args.test, args.lists[1], train.classes)
     settings = ProbeSettings(
         stage=args.stage,
         neighbours=args.neighbours,
@@ -76,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
         "linear": frozen.linear(),
     }
     if frozen.has_maps:
+        result["linear in time"] = frozen.linear_in_time()
         result["attentive"] = frozen.attentive()
     else:
         print(

@@ -236,6 +236,8 @@ class FeaturesConfig:
     videos: str | None = None
     # Seconds from window to window. Default: end to end.
     hop_s: float | None = None
+    # So many clips of each video, as testing takes them, in place of windows over the whole.
+    clips: int | None = None
     # Stages, of 1 to 4, whose maps are kept too.
     stages: tuple[int, ...] = ()
     # The mean of each map in place of the whole.
@@ -247,7 +249,9 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         require_one_of("features.dtype", self.dtype, DTYPES)
-        require_positive("features", self, "hop_s")
+        require_positive("features", self, "hop_s clips")
+        if self.hop_s is not None and self.clips is not None:
+            raise UserError("features.hop_s and features.clips: set one of them")
         if not set(self.stages) <= {1, 2, 3, 4}:
             raise UserError(f"features.stages={list(self.stages)} must be among 1, 2, 3, 4")
 

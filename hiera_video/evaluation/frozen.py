@@ -56,13 +56,19 @@ class RateScores(NamedTuple):
 class CachedFeatures:
     """The videos of a features folder that have a label. Raises UserError."""
 
-    def __init__(self, folder: Path, labels: str):
-        """labels: a list that has the folder's videos and their labels"""
+    def __init__(self, folder: Path, labels: str, classes: Sequence[str] = ()):
+        """labels: a list that has the folder's videos and their labels
+
+        classes: what its labels are named by, where they are names; default: its own.
+        """
         try:
             lines = read_manifest(folder)
         except OSError as e:
             raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
         videos = read_videos(labels, root="", key="--lists")
+        if videos.header and videos.classes and classes:
+            videos = videos.numbered_by(classes, key="--lists")
+        self.classes = videos.classes
         found = _labels_of(lines, videos)
         good = []
         good_labels = []
@@ -90,6 +96,14 @@ class CachedFeatures:
     def means(self) -> Tensor:
         """Of each video's windows: [N, dim]."""
         return torch.stack([self._read(row, "features").mean(0) for row in range(len(self))])
+
+    def in_time(self, stage: int) -> Tensor:
+        """A map's means over space, one after the other in time, of each video: [N, t * dim]."""
+        rows = []
+        for row in range(len(self)):
+            maps = self._read(row, f"stage{stage}")  # [windows, t, h, w, dim]
+            rows.append(maps.mean((0, 2, 3)).flatten())
+        return torch.stack(rows)
 
     def windows(self, row: int, stage: int, which: int | None = None) -> Tensor:
         """Tokens of one window, or of all: [windows, L, dim]."""
@@ -165,8 +179,14 @@ class FrozenEvaluation:
 
     def linear(self) -> dict[str, Any]:
         """rate, top1, top5 and by_rate, of the probe of the chosen rate."""
-        train_features = self._train.means()
-        queries = self._test.means()
+        return self._linear(self._train.means(), self._test.means())
+
+    def linear_in_time(self) -> dict[str, Any]:
+        """As `linear`, of a map's means over space, one after the other in time."""
+        stage = self._settings.stage
+        return self._linear(self._train.in_time(stage), self._test.in_time(stage))
+
+    def _linear(self, train_features: Tensor, queries: Tensor) -> dict[str, Any]:
         learned = train_features[self._rows]
         probes = [LinearProbe(learned, self._classes) for _ in LINEAR_RATES]
         groups = _parameter_groups(probes, LINEAR_RATES)

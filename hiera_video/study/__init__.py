@@ -1,0 +1,1 @@
+"""The study of pretraining: arms that differ in one thing, their runs, and what came of them."""

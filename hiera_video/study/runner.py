@@ -1,0 +1,273 @@
+"""Runs the parts of a study, each a command of its own in a folder of its own.
+
+What is finished is not run again, so a study that was stopped goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hiera_video
+from hiera_video import build
+from hiera_video.config import Config, load_config
+from hiera_video.data.lists import VideoList
+from hiera_video.stages.inputs import read_list
+from hiera_video.study import arms, results
+from hiera_video.study.arms import Pretraining, Run
+from hiera_video.system.errors import RunStopped
+from hiera_video.training.checkpoint import save_weights
+from hiera_video.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A study, as it was asked for."""
+
+    pretrain: str  # configs
+    finetune: str
+    baseline: str | None
+    output: Path
+    pretrainings: tuple[Pretraining, ...]  # the first is the config's own
+    budgets: tuple[float, ...]
+    rates: tuple[float, ...]
+    seeds: int
+    steps: int
+    at: tuple[int, ...]  # steps of pretraining after which fine-tuning is tried, too
+    equal_time: bool
+    probes: bool
+    jobs: int
+    overrides: tuple[str, ...]
+
+
+class Study:
+    def __init__(self, settings: Settings, say: Callable[[str], None]):
+        """Raises UserError."""
+        self.settings = settings
+        self._say = say
+        self._config = load_config(settings.finetune, settings.overrides)
+        self._videos: VideoList = read_list(self._config, "data.train")
+        self._tried: list[results.Outcome] = []
+
+    def run(self) -> results.Results:
+        """Raises RunStopped, UserError."""
+        seeds = range(self.settings.seeds)
+        for way in self.settings.pretrainings:
+            self._each(partial(self._pretrain, way), seeds)
+        self._each(self._write_start, seeds)
+        chosen: list[results.Outcome] = []
+        # Equal time last: it needs to know what a step of each arm takes.
+        for name in self._arms():
+            for budget in self._budgets(name):
+                chosen += self._tune(name, budget)
+        return results.Results(
+            tried=self._tried,
+            chosen=chosen,
+            frozen=self._frozen(),
+            pretraining={
+                way.name: results.rows_of(self._folder(way, 0), "probe")
+                for way in self.settings.pretrainings
+            },
+            seconds={
+                way.name: [self._pretraining_s(way, seed) for seed in seeds]
+                for way in self.settings.pretrainings
+            },
+        )
+
+    # -- arms
+
+    def _arms(self) -> list[str]:
+        s = self.settings
+        names = [way.name for way in s.pretrainings]
+        names += [f"{arms.PRETRAINED} for {step} steps" for step in s.at]
+        names += [arms.SAME_START, arms.PUBLISHED]
+        controls = [arms.SAME_START]
+        if s.baseline is not None:
+            names.append(arms.BASELINE)
+            controls.append(arms.BASELINE)
+        return names + ([c + arms.EQUAL_TIME for c in controls] if s.equal_time else [])
+
+    def _budgets(self, arm: str) -> tuple[float, ...]:
+        """What costs as much as pretraining, and what only draws a curve, is done once."""
+        once = arm.endswith(arms.EQUAL_TIME) or arm.startswith(f"{arms.PRETRAINED} for ")
+        return self.settings.budgets[:1] if once else self.settings.budgets
+
+    def _tune(self, arm: str, budget: float) -> list[results.Outcome]:
+        """Seed 0 at every rate, then every seed at the one that data.val chooses."""
+        runs = [self._run(arm, budget, rate, 0) for rate in self.settings.rates]
+        tried = self._each(self._finetune, runs)
+        self._tried += tried
+        rate = results.best_rate(tried)
+        others = [self._run(arm, budget, rate, seed) for seed in range(1, self.settings.seeds)]
+        first = [outcome for outcome in tried if outcome.rate == rate]
+        return first + self._each(self._finetune, others)
+
+    def _run(self, arm: str, budget: float, rate: float, seed: int) -> Run:
+        s = self.settings
+        kind = arm.removesuffix(arms.EQUAL_TIME)
+        steps = s.steps
+        if kind != arm:
+            steps += self._steps_of_pretraining(kind)
+        cfg = s.finetune
+        if kind == arms.BASELINE:
+            assert s.baseline is not None  # or there is no such arm
+            cfg = s.baseline
+        return Run(arm, budget, rate, seed, steps, self._weights(kind, seed), cfg)
+
+    def _weights(self, kind: str, seed: int) -> Path | None:
+        if kind == arms.SAME_START:
+            return self._start_file(seed)
+        for way in self.settings.pretrainings:
+            if kind == way.name:
+                return self._folder(way, seed)
+        if kind.startswith(f"{arms.PRETRAINED} for "):
+            step = int(kind.split()[-2])
+            first = self.settings.pretrainings[0]
+            return self._folder(first, seed) / f"checkpoints/step_{step:09d}"
+        return None
+
+    # -- time
+
+    def _pretraining_s(self, way: Pretraining, seed: int) -> float:
+        config = self._pretrain_config(way, seed)
+        clips = config.train.batch_size * config.train.repeats
+        return results.seconds_of(self._folder(way, seed), clips)
+
+    def _steps_of_pretraining(self, kind: str) -> int:
+        """How many steps on labels the arm takes in the time of the pretraining, of seed 0."""
+        short = next(outcome for outcome in self._tried if outcome.arm == kind)
+        seconds = self._pretraining_s(self.settings.pretrainings[0], 0)
+        return round(seconds * short.steps / short.seconds)
+
+    # -- the parts
+
+    def _each(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """Some at a time. Raises what the first of them raises."""
+        with ThreadPoolExecutor(self.settings.jobs) as pool:
+            return list(pool.map(work, items))
+
+    def _folder(self, way: Pretraining, seed: int) -> Path:
+        return self.settings.output / f"pretraining_{way.name.replace(' ', '_')}_{seed}"
+
+    def _start_file(self, seed: int) -> Path:
+        return self.settings.output / f"start_{seed}.safetensors"
+
+    def _pretrain_config(self, way: Pretraining, seed: int) -> Config:
+        overrides = (*self.settings.overrides, *way.overrides, f"seed={seed}")
+        return load_config(self.settings.pretrain, overrides)
+
+    def _pretrain(self, way: Pretraining, seed: int) -> None:
+        config = self._pretrain_config(way, seed)
+        output = self._folder(way, seed)
+        plan = Plan.make(config.train, config.optim, len(read_list(config, "data.train")))
+        if (output / f"checkpoints/step_{plan.steps:09d}").exists():
+            return
+        self._command(
+            output,
+            *("run", "--cfg", self.settings.pretrain, f"output={output}"),
+            *(*self.settings.overrides, *way.overrides, f"seed={seed}"),
+            *(["train.keep=1000"] if self.settings.at else []),
+        )
+
+    def _write_start(self, seed: int) -> None:
+        """The autoencoder of the pretraining as it is before the first step."""
+        if self._start_file(seed).exists():
+            return
+        config = self._pretrain_config(self.settings.pretrainings[0], seed)
+        spec = build.model_spec(config, None)
+        model = build.build_model(spec, seed=seed)
+        metadata = build.build_metadata(config, spec, [])
+        save_weights(self._start_file(seed), model.state_dict(), metadata)
+
+    def _finetune(self, run: Run) -> results.Outcome:
+        output = self.settings.output / run.name
+        if not self._is_done(run):
+            part = self._part(run.budget, run.seed)
+            count = max(1, round(run.budget * len(self._videos)))
+            epochs = run.steps * self._config.train.batch_size / count
+            warmup = self._config.optim.warmup_epochs / self._config.train.epochs
+            self._command(
+                output,
+                *("run", "--cfg", run.cfg, f"output={output}", *self.settings.overrides),
+                *("stages=[train,test]", f"seed={run.seed}", f"data.train={part}"),
+                *(f"train.epochs={epochs}", f"optim.warmup_epochs={warmup * epochs}"),
+                *(f"train.val_every={epochs}", f"train.save_every={epochs}"),
+                *(f"optim.lr={run.rate}", f"init.weights={run.weights or 'null'}"),
+            )
+        return self._outcome(run)
+
+    def _is_done(self, run: Run) -> bool:
+        return (self.settings.output / run.name / "test/metrics.json").exists()
+
+    def _outcome(self, run: Run) -> results.Outcome:
+        config = load_config(run.cfg, self.settings.overrides).train
+        clips = config.batch_size * config.repeats
+        return results.outcome(run, self.settings.output / run.name, clips)
+
+    def _part(self, budget: float, seed: int) -> Path:
+        """The list of that share of the labelled videos."""
+        part = (self.settings.output / f"train_{budget:g}_{seed}.csv").resolve()
+        rows = arms.labelled_part(self._videos, budget, seed)
+        if not part.exists():
+            arms.write_part(part, self._videos, rows)
+        return part
+
+    def _frozen(self) -> dict[str, list[dict[str, Any]]]:
+        if not self.settings.probes:
+            return {}
+        names = [way.name for way in self.settings.pretrainings] + [arms.SAME_START]
+        seeds = range(self.settings.seeds)
+        return {name: self._each(partial(self._probe, name), seeds) for name in names}
+
+    def _probe(self, name: str, seed: int) -> dict[str, Any]:
+        """What frozen features of data.train and data.test are worth."""
+        output = self.settings.output / f"frozen_{name.replace(' ', '_')}_{seed}"
+        file = output / "probes.json"
+        config = replace(self._config, output=str(output))
+        lists = [self._part(1.0, 0), Path(read_list(config, "data.test").source).absolute()]
+        if not file.exists():
+            for split, videos in zip(("train", "test"), lists):
+                self._command(
+                    output / split,
+                    *(
+                        "extract-features",
+                        "--cfg",
+                        self.settings.finetune,
+                        *self.settings.overrides,
+                    ),
+                    *("--weights", self._weights(name, seed), "--videos", videos),
+                    *("--output", output / split, "features.stages=[4]", "features.clips=1"),
+                )
+            self._command(
+                output,
+                *("probe", output / "train", output / "test", "--lists", *lists),
+                *("--seed", seed, "--json", file),
+            )
+        return json.loads(file.read_text())
+
+    def _command(self, output: Path, *arguments: object) -> None:
+        """In a process of its own. Raises RunStopped with its last line if it fails."""
+        self._say(f"{output.name}: started")
+        paths = [str(Path(hiera_video.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        threads = max(1, (os.cpu_count() or 1) // self.settings.jobs)
+        done = subprocess.run(
+            [sys.executable, "-m", "hiera_video", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={
+                "OMP_NUM_THREADS": str(threads),
+                **os.environ,
+                # The same code as this process runs, from any folder.
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            },
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["?"])[-1]
+            raise RunStopped(f"{output}: exit status {done.returncode}: {last}")
+        self._say(f"{output.name}: done")

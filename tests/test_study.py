@@ -1,0 +1,96 @@
+"""The study of pretraining: real runs of a few steps, every arm, once; and what it counts."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SHORT
+
+from hiera_video.data.lists import VideoList
+from hiera_video.pictures.dots import dot_plot
+from hiera_video.study.arms import Pretraining, Run, labelled_part
+from hiera_video.study.results import Outcome, Results, best_rate, tables
+from hiera_video.system.errors import UserError
+
+
+def outcome(arm, seed, top1, *, rate=1e-3, val=50.0, budget=1.0):
+    return Outcome(arm, budget, rate, seed, 300, val, top1, 60.0)
+
+
+def test_parts_are_even_over_the_classes_and_differ_by_seed():
+    videos = VideoList([str(i) for i in range(100)], [i % 4 for i in range(100)])
+    part = labelled_part(videos, 0.2, 0)
+    assert np.bincount(videos.labels[part]).tolist() == [5, 5, 5, 5]
+    assert part != labelled_part(videos, 0.2, 1)
+    assert labelled_part(videos, 1.0, 0) == list(range(100))
+
+
+def test_rates_are_chosen_on_validation_videos_alone():
+    tried = [outcome("a", 0, 90.0, rate=1e-3, val=40.0), outcome("a", 0, 10.0, rate=1e-4, val=60.0)]
+    assert best_rate(tried) == 1e-4
+
+
+def test_gains_are_counted_seed_by_seed():
+    chosen = [outcome("pretrained", s, t) for s, t in enumerate((50, 60, 70))]
+    chosen += [outcome("same start", s, t) for s, t in enumerate((40, 50, 60))]
+    results = Results(chosen, chosen, {}, {}, {"pretrained": [100.0]})
+    text = tables(results)
+    assert "| pretrained | 300 | 60 | 0.001 | 60.0 ± 10.0 |" in text
+    assert "| same start | 10.0 ± 0.0 |" in text
+    picture = dot_plot("t", {"all": {"a<b": [1.0, 2.0], "c": [50.0]}})
+    assert picture.count("<circle") == 3 and "a&lt;b" in picture
+
+
+def test_wrong_ways_are_refused():
+    assert Pretraining.parse("half:mae.decoder_keep=0.5,seed=1").overrides[1] == "seed=1"
+    for text in ("half", "half:nothing", "pretrained:a=1", ":a=1"):
+        with pytest.raises(UserError, match="--also"):
+            Pretraining.parse(text)
+    run = Run("same start, equal time", 0.25, 1e-3, 2, 900, None, "x.yaml")
+    assert run.name == "same_start_equal_time_0.25_0.001_2"
+
+
+def command_of(output, shapes, *more):
+    small = [text for text in SHORT if not text.startswith(("train.epochs", "model."))]
+    return [
+        *("tools/study.py", "--pretrain", "configs/demo/pretrain.yaml"),
+        *("--finetune", "configs/demo/finetune.yaml", "--output", str(output), "--seeds", "1"),
+        *("--rates", "1e-3", "--steps", "2", "--equal-time", *more, f"data.root={shapes}"),
+        *("mae.probe_videos=8", "test.clips=1", "test.crops=1", *small),
+    ]
+
+
+def test_a_study_of_a_few_steps(shapes, tmp_path, tool):
+    output = tmp_path / "study"
+    tool(*command_of(output, shapes, "--no-probes"))
+    found = json.loads((output / "study.json").read_text())
+    steps = {row["arm"]: row["steps"] for row in found["chosen"]}
+    assert list(steps) == ["pretrained", "same start", "published", "same start, equal time"]
+    assert steps["same start, equal time"] > steps["same start"] == 2
+    assert (output / "study.svg").read_text().startswith("<svg")
+    assert "before that" in (output / "table.md").read_text()
+
+
+@pytest.mark.trial
+def test_a_study_of_every_arm(shapes, tmp_path, tool):
+    """Every arm is trained and tested; a second call runs nothing again."""
+    baseline = tmp_path / "baseline.yaml"
+    baseline.write_text(
+        "task: classify\nmodel: {name: x3d_m}\n"
+        f"data: {{root: {shapes}, classes: classes.txt, num_frames: 8, sampling_rate: 2, "
+        "crop_size: 64}\ntrain: {batch_size: 16}\ntest: {clips: 1, crops: 1}\n"
+    )
+    output = tmp_path / "study"
+    more = ["--baseline", str(baseline), "--also", "half:mae.decoder_keep=0.5"]
+    command = command_of(output, shapes, *more)
+    first = tool(*command)
+    found = json.loads((output / "study.json").read_text())
+    assert [row["arm"] for row in found["chosen"]] == [
+        *("pretrained", "half", "same start", "published", "baseline"),
+        *("same start, equal time", "baseline, equal time"),
+    ]
+    assert set(found["frozen"]) == {"pretrained", "half", "same start"}
+    assert "attentive" in found["frozen"]["half"][0]
+    assert first.stdout.count(": done") > 8
+    again = tool(*command)
+    assert ": done" not in again.stdout and "pretrained" in again.stdout
