@@ -61,7 +61,7 @@ def draw_predicted(hidden: Tensor, share: float, noise: Tensor) -> Tensor:
     """
     if not 0 < share <= 1:
         raise ValueError(f"decoder_keep={share} must be above 0 and at most 1")
-    count = max(1, round(share * hidden.shape[1]))
+    count = max(1, round(share * operator.index(int(hidden.shape[1]))))
     order = noise.gather(1, hidden).argsort(dim=1)[:, :count]
     return hidden.gather(1, order).sort(dim=1).values
 

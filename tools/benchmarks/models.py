@@ -8,7 +8,9 @@ Contenders take turns, A B C A B C ..., so that a machine whose speed drifts tre
 ratios are of minimum and of median times. GFLOP/s count two operations a multiply-accumulate; the
 share is of the matrix-product rate measured in the same run. Memory of a step on the CPU is the
 resident set above its value before, one fresh process each (Linux). Without `hiera-transformer`
-(extra `test`) there are no official rows.
+(extra `test`) there are no official rows. `pretrain` also measures a decoder on a part of the
+hidden patches (mae.decoder_keep), `finetune` an encoder on a part of the mask units
+(classify.keep_units).
 """
 
 import argparse
@@ -30,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hiera_video.models import create_hiera, create_hiera_mae
 from hiera_video.models.flops import count_macs
+from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.errors import UserError
 from hiera_video.system.memory import peak_gib, reset_peak
 
@@ -38,6 +41,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLIP = (3, 16, 224, 224)
 MASK_RATIO = 0.9
 CPU = torch.device("cpu")
+# Shares of the hidden patches that the decoder sees, of the mask units that the encoder computes.
+SHARES = {"model": (1.0,), "pretrain": (1.0, 0.5, 0.25), "finetune": (1.0, 0.5)}
+SHARE_OF = {"pretrain": "decoder_keep", "finetune": "keep_units"}
 
 
 class PlainViT(nn.Module):
@@ -95,26 +101,27 @@ def has_official() -> bool:
     return True
 
 
-def forward(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+def forward(model: nn.Module, clip: Tensor, dtype: torch.dtype, share: float) -> None:
     with torch.no_grad(), torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
         model(clip)
 
 
-def pretrain_step(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+def pretrain_step(model: nn.Module, clip: Tensor, dtype: torch.dtype, share: float) -> None:
     """Forward and backward at mask ratio 0.9, without an optimizer."""
     model.zero_grad(set_to_none=True)
     with torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
-        out = model(clip, mask_ratio=MASK_RATIO)
-        loss = out[0]
+        part = {} if share == 1 else {"decoder_keep": share}
+        loss = model(clip, mask_ratio=MASK_RATIO, **part)[0]
     loss.backward()
 
 
-def training_step(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> None:
+def training_step(model: nn.Module, clip: Tensor, dtype: torch.dtype, share: float) -> None:
     """Forward and backward of fine-tuning, without an optimizer."""
     model.zero_grad(set_to_none=True)
     labels = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
     with torch.autocast(clip.device.type, dtype, enabled=dtype != torch.float32):
-        loss = F.cross_entropy(model(clip), labels)
+        part = () if share == 1 else (TokenDial(share).choose(model, clip, range(len(clip))),)
+        loss = F.cross_entropy(model(clip, *part), labels)
     loss.backward()
 
 
@@ -157,13 +164,13 @@ def take_turns(
     return times
 
 
-def peak_memory_mib(args: argparse.Namespace, what: str, dtype: str) -> float | None:
+def peak_memory_mib(args: argparse.Namespace, what: str, dtype: str, share: float) -> float | None:
     """Peak of one step above the value before it, in a fresh process; None on a GPU."""
     if args.device == "cuda" or not sys.platform.startswith("linux"):
         return None
     command = [sys.executable, str(SCRIPT), args.command]
     command += ["--size", args.size, "--batch", str(args.batch)]
-    command += ["--memory-of", what, "--dtype", dtype]
+    command += ["--memory-of", what, "--share", str(share), "--dtype", dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -174,7 +181,7 @@ def print_memory(args: argparse.Namespace) -> None:
     clip = torch.randn(args.batch, *CLIP)
     gc.collect()
     before = reset_peak(CPU)
-    STEPS[args.command](model, clip, DTYPES[args.dtype[0]])
+    STEPS[args.command](model, clip, DTYPES[args.dtype[0]], args.share)
     print((peak_gib(CPU) - before) * 1024)
 
 
@@ -183,23 +190,26 @@ def build(command: str, what: str, size: str) -> nn.Module:
 
 
 @cache
-def macs_of(command: str, what: str, size: str, batch: int) -> int:
+def macs_of(command: str, what: str, size: str, batch: int, share: float) -> int:
     """Multiply-accumulates of the work; a backward pass costs two forwards."""
     if command == "pretrain":
-        forward_macs = pretrain_macs(size)
+        forward_macs = pretrain_macs(size, share)
     else:
-        forward_macs = count_macs(classifier(what, size), torch.zeros(1, *CLIP))
+        model: Any = classifier(what, size)
+        clip = torch.zeros(1, *CLIP)
+        part = () if share == 1 else (TokenDial(share).choose(model, clip, [0]),)
+        forward_macs = count_macs(model, clip, *part)
     return forward_macs * batch * (1 if command == "model" else 3)
 
 
-def pretrain_macs(size: str) -> int:
+def pretrain_macs(size: str, share: float) -> int:
     class Step(nn.Module):
         def __init__(self):
             super().__init__()
             self.mae = create_hiera_mae(f"hiera_{size}_16x224")
 
         def forward(self, clip: Tensor) -> Tensor:
-            return self.mae(clip, mask_ratio=MASK_RATIO).pred
+            return self.mae(clip, mask_ratio=MASK_RATIO, decoder_keep=share).pred
 
     return count_macs(Step(), torch.zeros(1, *CLIP))
 
@@ -248,24 +258,28 @@ def measure(
     """A row for each contender at one precision. rate: FLOP/s of a matrix product."""
     clip = torch.randn(args.batch, *CLIP, device=args.device)
     contenders: dict[str, Callable[[], None]] = {}
-    model_of = {}
+    model_of: dict[str, tuple[str, float]] = {}
     for what in models:
         model = build(args.command, what, args.size).to(args.device)
-        contenders[what] = partial(STEPS[args.command], model, clip, DTYPES[dtype])
-        model_of[what] = what
-        if what == "ours" and args.compile:
-            name = "ours, compiled"
-            model = torch.compile(model)
-            contenders[name] = partial(STEPS[args.command], model, clip, DTYPES[dtype])
-            model_of[name] = what
+        for share in SHARES[args.command] if what == "ours" else (1.0,):
+            name = what if share == 1 else f"{what}, {SHARE_OF[args.command]} {share:g}"
+            step = STEPS[args.command]
+            contenders[name] = partial(step, model, clip, DTYPES[dtype], share)
+            model_of[name] = (what, share)
+            if what == "ours" and args.compile:
+                compiled = torch.compile(model)
+                contenders[f"{name}, compiled"] = partial(
+                    step, compiled, clip, DTYPES[dtype], share
+                )
+                model_of[f"{name}, compiled"] = (what, share)
     times = take_turns(contenders, rounds=args.rounds, device=args.device)
     rows = []
-    for name, what in model_of.items():
+    for name, (what, share) in model_of.items():
         best = min(times[name])
         middle = statistics.median(times[name])
         # The official model is the same one.
         counted = "ours" if what == "official" else what
-        flops = 2 * macs_of(args.command, counted, args.size, args.batch) / best
+        flops = 2 * macs_of(args.command, counted, args.size, args.batch, share) / best
         row = {
             "model": name,
             "precision": dtype,
@@ -275,11 +289,12 @@ def measure(
             "gflops": flops / 1e9,
             "share_of_matmul": flops / rate,
         }
+        row["beside_ours"] = min(times["ours"]) / best
         if reference:
             row["speedup_best"] = min(times[reference]) / best
             row["speedup_median"] = statistics.median(times[reference]) / middle
-        if args.memory and name in ("ours", "official"):
-            row["memory_mib"] = peak_memory_mib(args, what, dtype)
+        if args.memory and what in ("ours", "official") and "compiled" not in name:
+            row["memory_mib"] = peak_memory_mib(args, what, dtype, share)
         rows.append(row)
     if args.profile:
         print(f"ours, {dtype}:")
@@ -319,6 +334,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="yardsticks",
     )
+    add("--share", type=float, default=1.0, help=argparse.SUPPRESS)
     add("--memory-of", choices=("ours", "official"), help=argparse.SUPPRESS)
     return parser
 
