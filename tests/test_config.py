@@ -20,7 +20,9 @@ from hiera_video.system import distributed
 from hiera_video.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+# data.yaml is what the others of a folder share.
+EVERY = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [str(p.relative_to(ROOT)) for p in EVERY if p.name != "data.yaml"]
 
 
 def load(tmp_path, text="", *overrides):
