@@ -39,6 +39,10 @@ class Findings:
 
 
 def check_list(videos: VideoList, name: str, classes: list[str] | None, findings: Findings) -> None:
+    if classes is not None and videos.header and videos.classes:
+        unknown = [label for label in videos.classes if label not in classes]
+        findings.say(f"labels in {name} that are no class", unknown)
+        videos = videos.numbered_by([*classes, *unknown], key=name)
     paths = [videos.written(i) for i in range(len(videos))]
     there = tqdm(range(len(videos)), desc=name, unit="files", disable=not sys.stderr.isatty())
     findings.say(

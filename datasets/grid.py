@@ -8,8 +8,8 @@ One folder a speaker, s1/bbaf2n.mpg; word times in s1/align/bbaf2n.align or alig
 `start end word` a line in 1/25000 s. Writes train.csv, val.csv (tables with start_s, end_s) and
 classes.txt. A sentence is never on both sides; with --split speaker neither is a speaker.
 
---mouth WxH also writes the videos anew, cut to a box of that size that stands still, where the
-pixels of that speaker change most while there is speech; --box X,Y,W,H says where it is instead.
+--mouth WxH also writes the videos anew, cut to a box of that size that stands still, where that
+speaker's pixels change most; --box X,Y,W,H says where it is instead.
 Then paths are relative to --output, else to the corpus: set data.root to it.
 """
 
@@ -62,6 +62,19 @@ def find_sentences(root: Path) -> dict[Path, Path]:
     if not found:
         raise UserError(f"{root}: no s*/*.mpg with s*/align/*.align or align/s*/*.align")
     return found
+
+
+def read_all(times: dict[Path, Path]) -> dict[Path, list[tuple[str, float, float]]]:
+    """The words of every sentence; those that cannot be told are named and left out."""
+    words = {}
+    for video, file in times.items():
+        try:
+            words[video] = read_words(file)
+        except UserError as e:
+            print(f"left out: {e}", file=sys.stderr)
+    if not words:
+        raise UserError(f"none of the {len(times)} sentences has readable times")
+    return words
 
 
 def find_mouth(videos: list[Path], size: tuple[int, int]) -> Box:
@@ -122,7 +135,9 @@ def cut_all(sentences: list[Path], args: argparse.Namespace) -> dict[Path, Path]
             own = [v for v in sentences if speaker_of(v, args.corpus) == speaker]
             boxes[speaker] = args.box or find_mouth(own, args.mouth)
             print(f"{speaker}: box x, y, width, height = {boxes[speaker]}")
-        target = args.output / "videos" / speaker / f"{video.stem}.mp4"
+        # Another box is another folder.
+        box = "{2}x{3}+{0}+{1}".format(*boxes[speaker])
+        target = args.output / "videos" / f"{speaker}_{box}" / f"{video.stem}.mp4"
         jobs.append((video, target, boxes[speaker]))
     written = {}
     with ThreadPoolExecutor(args.workers) as pool:
@@ -180,8 +195,10 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    times = find_sentences(args.corpus)
-    sentences = list(times)
+    if any(size % 2 for size in (*(args.mouth or ()), *(args.box or ())[2:])):
+        raise UserError("--mouth, --box: width and height must be even")
+    words = read_all(find_sentences(args.corpus))
+    sentences = list(words)
     held = held_out(sentences, args)
     args.output.mkdir(parents=True, exist_ok=True)
     files = {video: video for video in sentences}
@@ -194,7 +211,7 @@ def main() -> None:
         speaker = speaker_of(video, args.corpus)
         side = video in held or args.corpus / speaker in held
         path = file.relative_to(root)
-        for slot, (word, start, end) in zip(SLOTS, read_words(times[video])):
+        for slot, (word, start, end) in zip(SLOTS, words[video]):
             if slot in args.slots:
                 sides[side].append([path, word, start, end, slot, speaker])
     for name, side in (("train", False), ("val", True)):

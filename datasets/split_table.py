@@ -45,18 +45,38 @@ def is_chosen(row: Row, where: list[list[str]], without: list[list[str]]) -> boo
     return is_in and not any(row[name] in values.split(",") for name, values in without)
 
 
-def held_out(every: list[str], args: argparse.Namespace) -> set[str]:
-    """Raises UserError."""
-    if args.hold_out:
-        unknown = sorted(set(args.hold_out) - set(every))
-        if unknown:
-            raise UserError(f"--hold-out {unknown[0]}: there is no such {args.group}")
-        return set(args.hold_out)
-    count = round(args.val_share * len(every))
+def drawn(every: list[str], share: float, seed: int) -> set[str]:
+    """A share of the groups. Raises UserError."""
+    count = round(share * len(every))
     if not 0 < count < len(every):
-        raise UserError(f"--val-share {args.val_share} of {len(every)} groups leaves a side empty")
-    order = np.random.default_rng(args.seed).permutation(len(every))
+        raise UserError(f"a share of {share} of {len(every)} groups leaves a side empty")
+    order = np.random.default_rng(seed).permutation(len(every))
     return {every[k] for k in order[:count]}
+
+
+def named(every: set[str], names: list[str], option: str) -> set[str]:
+    """Raises UserError."""
+    unknown = sorted(set(names) - every)
+    if unknown:
+        raise UserError(f"{option} {unknown[0]}: there is no such group to hold out")
+    return set(names)
+
+
+def split(groups: set[str], args: argparse.Namespace) -> dict[str, set[str]]:
+    """Name of a list -> its groups. Raises UserError."""
+    if args.hold_out:
+        held = named(groups, args.hold_out, "--hold-out")
+    else:
+        held = drawn(sorted(groups), args.val_share, args.seed)
+    others = groups - held
+    tuned: set[str] = set()
+    if args.tune_on:
+        tuned = named(others, args.tune_on, "--tune-on")
+    elif args.tune_share:
+        tuned = drawn(sorted(others), args.tune_share, args.seed)
+    if not tuned:
+        return {"train": others, "val": held}
+    return {"train": others - tuned, "val": tuned, "test": held}
 
 
 def write(file: Path, rows: list[Row], columns: list[str]) -> None:
@@ -78,6 +98,7 @@ def main() -> None:
     add("--not", nargs="*", default=[], metavar="COLUMN=A,B", dest="without", help="left out")
     add("--hold-out", nargs="*", help="groups of val.csv")
     add("--tune-on", nargs="*", default=[], help="groups of val.csv; --hold-out is then test.csv")
+    add("--tune-share", type=float, default=0.0, help="of the other groups, where none is named")
     add("--val-share", type=float, default=0.2, help="of the groups, where none is named")
     add("--seed", type=int, default=0)
     add("--absolute", action="store_true", help="paths from the table's folder on")
@@ -86,8 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_rows(args.table)
     conditions = [[c.split("=", 1) for c in given] for given in (args.where, args.without)]
-    named = [args.label, args.group, *(c[0] for given in conditions for c in given)]
-    unknown = [name for name in named if name not in rows[0]]
+    columns = [args.label, args.group, *(c[0] for given in conditions for c in given)]
+    unknown = [name for name in columns if name not in rows[0]]
     if unknown:
         raise UserError(f"{args.table} has no column {unknown[0]!r}, but {', '.join(rows[0])}")
     if not all(len(c) == 2 for given in conditions for c in given):
@@ -95,17 +116,11 @@ def main() -> None:
     if args.absolute:
         for row in rows:
             row["path"] = str(args.table.absolute().parent / row["path"])
-    chosen = [row for row in rows if is_chosen(row, *conditions)]
+    chosen = [row for row in rows if is_chosen(row, *conditions) and row[args.label]]
     if not chosen:
         raise UserError("no row of the table is left")
     groups = {row[args.group] for row in chosen}
-    held = held_out(sorted(groups), args)
-    tuned = set(args.tune_on)
-    if tuned & held or tuned - groups:
-        raise UserError(f"--tune-on {sorted(tuned)}: groups of the table that are not held out")
-    sides = {"train": groups - held - tuned, "val": held}
-    if tuned:
-        sides |= {"val": tuned, "test": held}
+    sides = split(groups, args)
     args.output.mkdir(parents=True, exist_ok=True)
     others = [name for name in rows[0] if name not in ("path", "label")]
     for row in chosen:
@@ -115,10 +130,13 @@ def main() -> None:
         write(args.output / f"{name}.csv", part, ["path", "label", *others])
         print(f"{args.output / name}.csv: {len(part)} rows")
     if args.unlabelled:
-        part = [row for row in rows if row[args.group] not in held | tuned]
+        aside = groups - sides["train"]
+        part = [row for row in rows if row[args.group] not in aside]
         write(args.output / "pretrain.csv", part, ["path", *others])
         print(f"{args.output / 'pretrain'}.csv: {len(part)} rows")
     classes = sorted({row["label"] for row in chosen})
+    if all(name.isdigit() for name in classes):  # numbers of classes, which have no names
+        classes = [str(k) for k in range(1 + max(map(int, classes)))]
     (args.output / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     print(f"{args.output / 'classes.txt'}: {len(classes)} classes")
 

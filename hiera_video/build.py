@@ -130,6 +130,7 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
 
 def build_training(config: Config, num_classes: int | None) -> Training:
     """Raises UserError."""
+    check_dial(config)
     spec = model_spec(config, num_classes)
     model = build_model(spec, seed=config.seed)
     # Neither of these two changes parameters or their names.
@@ -153,10 +154,6 @@ def build_training(config: Config, num_classes: int | None) -> Training:
             raise UserError(f"mae.{e}") from e
     else:
         assert num_classes is not None  # task=classify has classes
-        if config.classify.keep_units < 1 and not isinstance(model, Trunk):
-            raise UserError(
-                f"classify.keep_units={config.classify.keep_units}: only a Hiera has mask units"
-            )
         task = Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
     return Training(spec, model, task)
 
@@ -209,6 +206,19 @@ def video_source(config: Config) -> VideoSource:
         manifest=data.manifest or Path(config.output) / "manifest.sqlite",
         cache=cache,
     )
+
+
+def check_dial(config: Config) -> None:
+    """Raises UserError where a share of the mask units is asked of a model that has none."""
+    shares = {
+        "classify.keep_units": [config.classify.keep_units],
+        "test.keep_units": [config.test.keep_units],
+        "test.keep_units_too": config.test.keep_units_too,
+    }
+    for key, asked in shares.items():
+        if config.model.name in PYTORCHVIDEO_MODELS and min(asked, default=1) < 1:
+            name = config.model.name
+            raise UserError(f"{key}: only a Hiera has mask units, not model.name={name}")
 
 
 def token_dial(config: Config) -> TokenDial:

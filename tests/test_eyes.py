@@ -120,5 +120,5 @@ def test_a_run_says_what_it_learns_beside_its_start(shapes, tmp_path):
         assert abs(row["explained"] - (1 - row["mae_loss"] / best)) < 1e-6
         assert 0 <= row["linear_in_time_top1"] <= 100 and row["rank"] >= 1
     text = (out / "log.txt").read_text()
-    assert "without a model zero" in text and "(at the start" in text
+    assert "without a model zero" in text and "before the first step" in text
     assert "Share explained" in (out / "report.html").read_text()

@@ -69,7 +69,8 @@ def test_one_slot_of_other_people_cut_to_the_mouth(corpus, tmp_path, tool):
     )
     assert [row["label"] for row in rows(output / "val.csv")] == ["set"]
     assert [row["label"] for row in rows(output / "train.csv")] == ["bin", "lay"]
-    with av.open(str(output / "videos/s1/video0.mp4")) as container:
+    (video,) = output.glob("videos/s1_80x60+*/video0.mp4")
+    with av.open(str(video)) as container:
         frames = np.stack([f.to_ndarray(format="gray") for f in container.decode(video=0)])
     assert frames.shape == (75, 60, 80)
     moves = frames.std(0) > 20

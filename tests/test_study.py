@@ -68,7 +68,13 @@ def test_a_study_of_a_few_steps(shapes, tmp_path, tool):
     assert list(steps) == ["pretrained", "same start", "published", "same start, equal time"]
     assert steps["same start, equal time"] > steps["same start"] == 2
     assert (output / "study.svg").read_text().startswith("<svg")
-    assert "before that" in (output / "table.md").read_text()
+    table = (output / "table.md").read_text()
+    assert "before that" in table and "chosen on the test videos themselves" in table
+
+    # Other steps in the same folder are not passed off as these.
+    other = [text if text != "2" else "3" for text in command_of(output, shapes, "--no-probes")]
+    refused = tool(*other, check=None)
+    assert refused.returncode == 2 and "train.epochs" in refused.stderr
 
 
 @pytest.mark.trial

@@ -7,6 +7,11 @@ import torch
 from conftest import start
 
 import hiera_video
+from hiera_video.data.dataset import ClipDataset
+from hiera_video.data.decode.source import VideoSource
+from hiera_video.data.lists import read_videos
+from hiera_video.data.sampling import ClipShape, SlidingWindows
+from hiera_video.data.transforms import EvalCrops
 from hiera_video.system.errors import UserError
 
 SMALL = [
@@ -82,5 +87,25 @@ def test_what_has_no_mask_units_is_refused(shapes, tmp_path):
     common = [f"data.root={shapes}", f"output={tmp_path / 'x'}", "init.weights=null"]
     with pytest.raises(UserError, match=r"features\.stages=\[4\] with test\.keep_units=0\.5"):
         start(*common, "stages=[features]", "features.stages=[4]", "test.keep_units=0.5")
+    baseline = ["model.name=x3d_m", "model.embed_dim=null", "model.stages=null"]
+    with pytest.raises(UserError, match=r"test\.keep_units: only a Hiera .*x3d_m"):
+        start(*common, *baseline, "model.head_init_scale=null", "test.keep_units=0.5")
     with pytest.raises(UserError, match=r"test\.keep_units=0.*above 0"):
         start(*common, "test.keep_units=0")
+
+
+def test_features_that_go_on_inside_a_video_compute_the_same_units(shapes):
+    """The seeds of a chunk are its own."""
+    data = ClipDataset(
+        read_videos("val.csv", root=shapes),
+        sample=SlidingWindows(ClipShape(4, 1, 30), 1 / 30),
+        transform=EvalCrops(32, 32, 1),
+        source=VideoSource(),
+        seed=3,
+    )
+    whole = list(data.chunks(0, 0))
+    assert len(whole) == 2
+    (rest,) = data.chunks(0, whole[1]["first"])
+    assert torch.equal(rest["seed"], whole[1]["seed"])
+    assert not torch.equal(whole[0]["seed"][0, :4], whole[1]["seed"][0, :4])
+    data.source.close()

@@ -71,9 +71,14 @@ def main(args: argparse.Namespace) -> None:
         overrides=tuple(args.overrides),
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    results: Results = Study(settings, lambda line: print(line, flush=True)).run()
+    study = Study(settings, lambda line: print(line, flush=True))
+    if study.tunes_on_the_test:
+        print("rates are chosen on the test videos themselves: set data.test to a list of its own")
+    results: Results = study.run()
     (args.output / "study.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
     table = tables(results)
+    if study.tunes_on_the_test:
+        table += "\nRates were chosen on the test videos themselves.\n"
     (args.output / "table.md").write_text(table)
     panels = {}
     for budget in results.budgets:

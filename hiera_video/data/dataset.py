@@ -190,6 +190,8 @@ class ClipDataset(Dataset):
             size = max(1, min(CHUNK_CLIPS, CHUNK_BYTES // (frame_bytes * clips.shape[1])))
             frames = OverlappingFrames(video.get)
             for start in range(first, len(clips), size):
+                # A chunk's own draws: the same where a run goes on at it.
+                rng = np.random.default_rng([self.seed, 0, row, start])
                 sample = self._cut(video.info, frames.get, clips[start : start + size], rng)
                 sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
                 is_last = start + size >= len(clips)

@@ -15,10 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.tables import Table, as_csv, is_table, read_table, with_path
+from hiera_video.data.tables import (
+    NO_LABEL,
+    SEVERAL_LABELS,
+    Table,
+    as_csv,
+    is_table,
+    label_texts,
+    numbered,
+    read_table,
+    with_path,
+)
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists, join, local
 
+# What check_labels says of labels that are none.
+WITHOUT = {NO_LABEL: "has no label", SEVERAL_LABELS: "has several labels"}
 # Rows looked up before a run starts, to tell a wrong data.root from a few missing files.
 LOOKED_UP = 20
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -108,11 +120,29 @@ class VideoList:
                 f"{key}: row {row + 1} of {self.source} has the label {unknown[0]!r}, which is "
                 f"none of the {len(names)} classes ({len(unknown)} such names)"
             )
-        numbers = np.array([place[name] for name in self.classes] + [-1], dtype=np.int64)
+        numbers = np.array([place[name] for name in self.classes] + [0], dtype=np.int64)
+        labels = np.where(self.labels >= 0, numbers[self.labels.clip(-1)], self.labels)
+        return self._with_labels(labels, tuple(names))
+
+    def by_name(self) -> "VideoList":
+        """A table's labels as names, also where all of them are integers."""
+        if self.header is None or self._records is None or self.classes:
+            return self
+        records = [self._records[i] for i in range(len(self))]
+        labels, classes = numbered(label_texts(records, self.header), names=True)
+        return self._with_labels(np.asarray(labels, dtype=np.int64), classes)
+
+    def _with_labels(self, labels: np.ndarray, classes: tuple[str, ...]) -> "VideoList":
         renumbered = self.subset(list(range(len(self))))
-        renumbered.labels = numbers[self.labels]  # -1 stays -1: the last one
-        renumbered.classes = tuple(names)
+        renumbered.labels = labels
+        renumbered.classes = classes
         return renumbered
+
+    def named(self, i: int) -> str:
+        """The path as written and, of a segment, its place: `a.mp4#t=2.0,4.5` (W3C's form)."""
+        segment = self.segment(i)
+        place = "" if segment is None else f"#t={segment[0]},{segment[1]}"
+        return self.written(i) + place
 
     def sha256(self) -> str:
         """Of the paths as written, the labels and the segments, in order."""
@@ -256,7 +286,7 @@ def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:
     if len(wrong):
         row = int(wrong[0])
         label = int(videos.labels[wrong[0]])
-        what = "has no label" if label == -1 else f"has label {label}"
+        what = WITHOUT.get(label, f"has label {label}")
         raise UserError(
             f"{key}: row {row + 1} of {videos.source} ({videos.written(row)}) {what}, but the "
             f"model has {num_classes} classes, 0 to {num_classes - 1}; "

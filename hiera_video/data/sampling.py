@@ -197,7 +197,8 @@ def segment_frames(
     if count >= span:
         return first, count
     wide = math.ceil(span)
-    return round((start_s + end_s) / 2 * fps - wide / 2), wide
+    middle = (start_s * fps + min(end_s * fps, num_frames_in_video)) / 2
+    return round(middle - wide / 2), wide
 
 
 class ClipSampler(Protocol):

@@ -5,6 +5,7 @@
     a/first.mp4,3,,,ann
 
 A label is an integer or the name of a class; if one label of a column is no integer, all are names.
+Several are joined by `;`.
 `start_s,end_s` make the row a segment of its video; many rows may name one video.
 """
 
@@ -12,6 +13,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hiera_video.system.errors import UserError
@@ -21,12 +23,14 @@ LABEL = "label"
 START = "start_s"
 END = "end_s"
 SEVERAL = ";"  # between the labels of a row
+NO_LABEL = -1
+SEVERAL_LABELS = -2
 _INTEGER = re.compile(r"[+-]?\d+\Z")
 
 
 @dataclass
 class Table:
-    """What a table says, row by row. labels: -1 for none; places in `classes` where those are."""
+    """What a table says, row by row. labels: see `numbered`."""
 
     header: list[str]
     paths: list[str] = field(default_factory=list)
@@ -46,7 +50,6 @@ def read_table(text: str, *, source: str, key: str) -> Table:
     """source, key: for the message. Raises UserError, which names the row."""
     reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
     table = Table(_header_of(next(reader), source, key))
-    label_column = _place(table.header, LABEL)
     names: list[str] = []
     for record in reader:
         if not any(cell.strip() for cell in record):
@@ -60,17 +63,38 @@ def read_table(text: str, *, source: str, key: str) -> Table:
         row = dict(zip(table.header, record))
         if not row[PATH]:
             raise UserError(f"{where} has no path")
-        label = record[label_column].strip() if label_column is not None else ""
-        if SEVERAL in label:
-            raise UserError(
-                f"{where} has several labels, {label!r}; one label a row can be learned"
-            )
         table.paths.append(row[PATH])
-        names.append(label)
+        names.append(row.get(LABEL, "").strip())
         table.segments.append(_segment(row, where))
         table.records.append(as_csv(record))
-    _number(table, names)
+    table.labels, table.classes = numbered(names)
     return table
+
+
+def label_texts(records: Iterable[str], header: list[str]) -> list[str]:
+    """The label of every row as it is written; empty for none."""
+    if LABEL not in header:
+        return ["" for _ in records]
+    column = header.index(LABEL)
+    return [cells[column].strip() for cells in csv.reader(records)]
+
+
+def numbered(texts: Sequence[str], *, names: bool = False) -> tuple[list[int], tuple[str, ...]]:
+    """(number of every label, names of the classes): integers as they are, names by the alphabet.
+
+    names: integers are names, too. NO_LABEL for none, SEVERAL_LABELS for several.
+    """
+    single = sorted({text for text in texts if text and SEVERAL not in text})
+    if not names and all(_INTEGER.match(text) for text in single):
+        number = {text: int(text) for text in single}
+        single = []
+    else:
+        number = {text: k for k, text in enumerate(single)}
+    labels = []
+    for text in texts:
+        without = SEVERAL_LABELS if text else NO_LABEL
+        labels.append(number.get(text, without))
+    return labels, tuple(single)
 
 
 def as_csv(cells: list[str]) -> str:
@@ -101,10 +125,6 @@ def _header_of(cells: list[str], source: str, key: str) -> list[str]:
     return header
 
 
-def _place(header: list[str], name: str) -> int | None:
-    return header.index(name) if name in header else None
-
-
 def _segment(row: dict[str, str], where: str) -> tuple[float, float]:
     """Raises UserError."""
     texts = (row.get(START, "").strip(), row.get(END, "").strip())
@@ -120,14 +140,3 @@ def _segment(row: dict[str, str], where: str) -> tuple[float, float]:
             f"{where}: {START}={texts[0]!r}, {END}={texts[1]!r}: both in seconds, 0 <= start < end"
         )
     return start, end
-
-
-def _number(table: Table, labels: list[str]) -> None:
-    """Integers as they are; names by their place in the alphabet."""
-    named = [label for label in labels if label]
-    if all(_INTEGER.match(label) for label in named):
-        table.labels = [int(label) if label else -1 for label in labels]
-        return
-    table.classes = tuple(sorted(set(named)))
-    place = {name: k for k, name in enumerate(table.classes)}
-    table.labels = [place[label] if label else -1 for label in labels]

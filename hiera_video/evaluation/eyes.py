@@ -54,10 +54,11 @@ class PositionMeans:
 
     def table(self, world: World) -> Tensor | None:
         """[N, P] over all ranks, on all of them; None where no clip was shown."""
-        parts = [part for part in world.gather_all((self._sum, self._count)) if part[1]]
+        own = None if self._sum is None else self._sum.cpu()
+        parts = [part for part in world.gather_all((own, self._count)) if part[1]]
         if not parts:
             return None
-        total = torch.stack([part[0].cpu() for part in parts]).sum(0)
+        total = torch.stack([part[0] for part in parts]).sum(0)
         return (total / sum(part[1] for part in parts)).float()
 
 
@@ -146,10 +147,11 @@ def explained(losses: Mapping[str, float]) -> float:
     return 1 - losses["mae_loss"] / max(best, 1e-9)  # a still video is copied without an error
 
 
-def warning(row: Mapping[str, float], first: Mapping[str, float], *, progress: float) -> str:
+def warning(row: Mapping[str, float], first: Mapping[str, float] | None, *, progress: float) -> str:
     """What is wrong with a pretraining, in words; empty if nothing is, or it is early to tell.
 
-    row, first: the figures now and before the first step; progress: share of the run.
+    row, first: the figures now and before the first step, where those are known; progress: share
+    of the run.
     """
     if progress < EARLY:
         return ""
@@ -159,7 +161,7 @@ def warning(row: Mapping[str, float], first: Mapping[str, float], *, progress: f
             f"it explains {row['explained']:.1%} beyond predictors without a model: nothing is "
             "learned"
         )
-    if row["rank"] < COLLAPSED * first["rank"]:
+    if first is not None and row["rank"] < COLLAPSED * first["rank"]:
         wrong.append(
             f"features collapse: their effective rank is {row['rank']:.1f}, and was "
             f"{first['rank']:.1f} before the first step"

@@ -69,6 +69,8 @@ class CachedFeatures:
         if videos.header and videos.classes and classes:
             videos = videos.numbered_by(classes, key="--lists")
         self.classes = videos.classes
+        if videos.has_segments and len(lines) != len(videos):
+            raise UserError(f"{videos.source}: not the segments that {folder} is of")
         found = _labels_of(lines, videos)
         good = []
         good_labels = []
@@ -86,7 +88,8 @@ class CachedFeatures:
                     f"{file} is not there, though manifest.csv names it; extract the features again"
                 )
         card = folder / "made_of.json"
-        self.weights = json.loads(card.read_text())["weights"] if card.exists() else None
+        made_of = json.loads(card.read_text()) if card.exists() else {}
+        self.weights = made_of.get("weights")
         self.labels = torch.tensor(good_labels)
         self.left_out = len(lines) - len(good)
 

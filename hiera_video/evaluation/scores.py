@@ -172,7 +172,7 @@ class ViewScores:
             **self.accuracy(videos),
             "videos": len(self.rows),
             "videos_expected": len(videos),
-            "missing": [videos.written(row) for row in self.bad],
+            "missing": [videos.named(row) for row in self.bad],
             "missing_reasons": list(self.bad.values()),
             "views": [self._clips(), self.crops],
             **self._details(videos),

@@ -54,10 +54,7 @@ class FeaturesStage:
         stages = list(config.features.stages)
         if stages and config.model.name in PYTORCHVIDEO_MODELS:
             raise UserError(f"features.stages={stages}: only a Hiera has stages")
-        if config.test.keep_units < 1 and config.model.name in PYTORCHVIDEO_MODELS:
-            raise UserError(
-                f"test.keep_units={config.test.keep_units}: only a Hiera has mask units"
-            )
+        build.check_dial(config)
 
     def run(self, log: RunLog) -> None:
         config = self.config

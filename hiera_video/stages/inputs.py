@@ -82,23 +82,28 @@ def _sources(config: Config) -> dict[str, str]:
 def _numbered(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoList]:
     """Labels that lists name, as numbers that mean the same in all of them.
 
-    Those of data.classes or else of the training list, which is read for it. Raises UserError.
+    Those of data.classes or else of the training list, which is read for it; pretraining has no
+    classes, and all names of its lists count. Raises UserError.
     """
-    named = {key: videos for key, videos in lists.items() if videos.header and videos.classes}
-    if not named:
+    tables = {}
+    for key, videos in lists.items():
+        if videos.header is not None and key != "features.videos":  # nobody asks for its labels
+            tables[key] = videos
+    if not any(videos.classes for videos in tables.values()):
         return lists
+    tables = {key: videos.by_name() for key, videos in tables.items()}
     data = config.data
     root = data.root or ""
-    if data.classes is not None:
+    if config.task == "pretrain":
+        names = sorted({name for videos in tables.values() for name in videos.classes})
+    elif data.classes is not None:
         names = read_class_names(data.classes, root=root, key="data.classes")
     elif "data.train" in lists:
-        names = list(lists["data.train"].classes)
+        names = list(tables.get("data.train", lists["data.train"]).classes)
     else:
-        names = list(read_videos(data.train, root=root).classes)
-    return {
-        key: videos.numbered_by(names, key=key) if key in named else videos
-        for key, videos in lists.items()
-    }
+        names = list(read_videos(data.train, root=root).by_name().classes)
+    renumbered = {key: videos.numbered_by(names, key=key) for key, videos in tables.items()}
+    return lists | renumbered
 
 
 def read_list(config: Config, key: str) -> VideoList:

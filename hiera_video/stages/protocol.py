@@ -43,7 +43,7 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
     if test.keep_units < 1:
         card["mask units"] = describe_dial(config)
     if test.keep_units_too:
-        card["mask units too"] = list(test.keep_units_too)
+        card["mask units too"] = {"shares": list(test.keep_units_too), "by": test.keep_units_by}
     return card
 
 

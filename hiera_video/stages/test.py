@@ -24,7 +24,7 @@ from hiera_video.models.token_dial import TokenDial
 from hiera_video.stages.inputs import Input, weights_to_use
 from hiera_video.stages.protocol import Card, accuracy_text, card_lines, protocol_card
 from hiera_video.system.distributed import World
-from hiera_video.system.errors import RunStopped, UserError
+from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 
 
@@ -49,6 +49,7 @@ class TestStage:
     __test__ = False  # not a test case, whatever its name
 
     def __init__(self, config: Config, world: World, given: Input):
+        build.check_dial(config)
         self.config = config
         self.world = world
         self.videos = given.videos
@@ -69,7 +70,6 @@ class TestStage:
         for line in card_lines(card):
             log.say(line)
         clips = None if config.test.clip_sampler else config.test.clips
-        check_dial(config, model)
         scores = score_videos(
             config,
             model.to(world.device),
@@ -197,16 +197,6 @@ def score_videos(
     )
     scores.flush()
     return scores.merged(world, before)
-
-
-def check_dial(config: Config, model: nn.Module) -> None:
-    """Raises UserError where a share of the mask units is asked of a model that has none."""
-    shares = [config.test.keep_units, *config.test.keep_units_too]
-    if min(shares) < 1 and not isinstance(model, Hiera):
-        raise UserError(
-            f"test.keep_units: only a Hiera has mask units, and {config.model.name} is none; "
-            "leave test.keep_units and test.keep_units_too out"
-        )
 
 
 def dial_points(config: Config, model: nn.Module, too: Sequence[float]) -> list[DialPoint]:

@@ -73,7 +73,7 @@ class TrainStage:
             log.say(line)
         watch = self._watch(log)
         if watch is not None:
-            watch.begin(keeper.weights())
+            watch.begin(first_step, keeper.weights())
         with StopSignals() as signals:
             train(
                 run,

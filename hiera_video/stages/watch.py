@@ -64,7 +64,7 @@ class Validation:
         self._world = world
         self._log = log
 
-    def begin(self, weights: dict[str, Tensor]) -> None:
+    def begin(self, step: int, weights: dict[str, Tensor]) -> None:
         """Nothing is looked at before the first step."""
 
     def look(self, step: int, weights: dict[str, Tensor], *, progress: float = 0.0) -> float:
@@ -109,14 +109,13 @@ class Probe:
         self._means: Tensor | None = None  # [N, P], the mean patch of every place
         self._first: dict[str, Any] | None = None  # the figures before the first step
 
-    def begin(self, weights: dict[str, Tensor]) -> None:
-        """Before the first step; a run that goes on finds the figures in its log."""
+    def begin(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Before the first step; a run that goes on after `step` finds the figures in its log."""
         rows = self._log.rows("probe") if self._world.is_main else []
-        first = self._world.share(rows[0] if rows else None)
-        if first is None:
+        at_start = [row for row in rows if row["step"] == 0 and "rank" in row]
+        self._first = self._world.share(at_start[0] if at_start else None)
+        if self._first is None and step == 0:
             self.look(0, weights)
-        else:
-            self._first = first
 
     def look(self, step: int, weights: dict[str, Tensor], *, progress: float = 0.0) -> None:
         """progress: share of the run that is done."""
@@ -127,7 +126,7 @@ class Probe:
             return
         row: dict[str, Any] = {"split": "probe", "step": step, "videos": len(held_out.labels)}
         row |= figures(labelled, held_out)
-        if self._first is None:
+        if self._first is None and step == 0:
             self._first = row
         self._log.metrics(row)
         self._log.say(probe_line(row, self._first))
@@ -281,18 +280,22 @@ def figures(labelled: Gathered | None, held_out: Gathered) -> dict[str, float]:
     return row
 
 
-def probe_line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    """For the log: every figure beside that of the same network before its first step."""
+def probe_line(row: Mapping[str, Any], first: Mapping[str, Any] | None) -> str:
+    """For the log: every figure and, in brackets, that before the first step, where it is known."""
+
+    def beside(key: str, form: str) -> str:
+        now = format(row[key], form)
+        return now if first is None or key not in first else f"{now} ({format(first[key], form)})"
+
     parts = [
-        f"probe at step {row['step']}: loss {row['mae_loss']:.4f} on held-out clips, without a "
+        f"probe at step {row['step']} (in brackets: before the first step): loss {row['mae_loss']:.4f} on held-out clips, without a "
         f"model {', '.join(f'{n} {row[n]:.4f}' for n in PREDICTORS if n in row)}: "
         f"{row['explained']:.1%} explained",
-        f"effective rank {row['rank']:.1f} (at the start {first['rank']:.1f})",
-        f"variance {row['variance']:.2f} ({first['variance']:.2f})",
-        f"of tokens {row['token_rank']:.1f} ({first['token_rank']:.1f}) and "
-        f"{row['token_variance']:.2f} ({first['token_variance']:.2f})",
+        f"effective rank {beside('rank', '.1f')}",
+        f"variance {beside('variance', '.2f')}",
+        f"of tokens {beside('token_rank', '.1f')} and {beside('token_variance', '.2f')}",
     ]
     for key, title in PROBES.items():
         if key in row:
-            parts.append(f"{title} {row[key]:.2f} ({first[key]:.2f})")
+            parts.append(f"{title} {beside(key, '.2f')}")
     return "; ".join(parts)

@@ -11,6 +11,7 @@ seeds and at the same rates; only what it starts from differs:
 and `same start, equal time` and `baseline, equal time` get pretraining's time as steps on labels.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,6 @@ def labelled_part(videos: VideoList, share: float, seed: int) -> list[int]:
 
 
 def write_part(file: Path, videos: VideoList, rows: Sequence[int]) -> None:
-    """A list of those rows, of the kind that the whole list is."""
-    lines = "".join(f"{videos.line(row)}\n" for row in rows)
+    """A list of those rows, of the kind that the whole list is; paths are whole."""
+    lines = "".join(f"{videos.line(row, os.path.abspath(videos.path(row)))}\n" for row in rows)
     file.write_text(videos.head() + lines, encoding="utf-8", errors="surrogateescape")

@@ -43,7 +43,7 @@ def outcome(run: Run, folder: Path, clips_a_step: int) -> Outcome:
         budget=run.budget,
         rate=run.rate,
         seed=run.seed,
-        steps=run.steps,
+        steps=rows_of(folder, "train")[-1]["step"],
         val_top1=rows_of(folder, "val")[-1]["top1"],
         top1=test["top1"],
         seconds=seconds_of(folder, clips_a_step),

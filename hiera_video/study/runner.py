@@ -16,12 +16,13 @@ from typing import Any
 
 import hiera_video
 from hiera_video import build
-from hiera_video.config import Config, load_config
+from hiera_video.config import Config, changed_keys, load_config
 from hiera_video.data.lists import VideoList
+from hiera_video.models.weights import load_weights
 from hiera_video.stages.inputs import read_list
 from hiera_video.study import arms, results
 from hiera_video.study.arms import Pretraining, Run
-from hiera_video.system.errors import RunStopped
+from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.training.checkpoint import save_weights
 from hiera_video.training.plan import Plan
 
@@ -48,12 +49,30 @@ class Settings:
 
 class Study:
     def __init__(self, settings: Settings, say: Callable[[str], None]):
-        """Raises UserError."""
+        """Reads everything that the runs will read. Raises UserError."""
         self.settings = settings
         self._say = say
         self._config = load_config(settings.finetune, settings.overrides)
         self._videos: VideoList = read_list(self._config, "data.train")
         self._tried: list[results.Outcome] = []
+        names = [way.name for way in settings.pretrainings]
+        if len(set(names)) < len(names):
+            raise UserError(f"--also: {max(names, key=names.count)} is named twice")
+        if settings.baseline is not None:
+            load_config(settings.baseline, settings.overrides)
+        plans = [self._pretraining_plan(way) for way in settings.pretrainings]
+        for step in settings.at:
+            if not 0 < step < plans[0].steps or not plans[0].saves_after(step):
+                raise UserError(
+                    f"--at {step}: checkpoints are kept every {plans[0].save_steps} of the "
+                    f"{plans[0].steps} steps of pretraining (train.save_every)"
+                )
+
+    @property
+    def tunes_on_the_test(self) -> bool:
+        """Whether rates are chosen on the very videos that tell the accuracy."""
+        data = self._config.data
+        return data.test in (None, data.val)
 
     def run(self) -> results.Results:
         """Raises RunStopped, UserError."""
@@ -135,8 +154,7 @@ class Study:
     # -- time
 
     def _pretraining_s(self, way: Pretraining, seed: int) -> float:
-        config = self._pretrain_config(way, seed)
-        clips = config.train.batch_size * config.train.repeats
+        clips = clips_a_step(self._pretrain_config(way, seed))
         return results.seconds_of(self._folder(way, seed), clips)
 
     def _steps_of_pretraining(self, kind: str) -> int:
@@ -158,22 +176,25 @@ class Study:
     def _start_file(self, seed: int) -> Path:
         return self.settings.output / f"start_{seed}.safetensors"
 
+    def _pretrain_overrides(self, way: Pretraining, seed: int) -> list[str]:
+        keep = ["train.keep=1000"] if self.settings.at else []
+        output = f"output={self._folder(way, seed)}"
+        return [*self.settings.overrides, *way.overrides, f"seed={seed}", output, *keep]
+
     def _pretrain_config(self, way: Pretraining, seed: int) -> Config:
-        overrides = (*self.settings.overrides, *way.overrides, f"seed={seed}")
-        return load_config(self.settings.pretrain, overrides)
+        return load_config(self.settings.pretrain, self._pretrain_overrides(way, seed))
+
+    def _pretraining_plan(self, way: Pretraining) -> Plan:
+        config = self._pretrain_config(way, 0)
+        return Plan.make(config.train, config.optim, len(read_list(config, "data.train")))
 
     def _pretrain(self, way: Pretraining, seed: int) -> None:
-        config = self._pretrain_config(way, seed)
         output = self._folder(way, seed)
-        plan = Plan.make(config.train, config.optim, len(read_list(config, "data.train")))
-        if (output / f"checkpoints/step_{plan.steps:09d}").exists():
+        last = output / f"checkpoints/step_{self._pretraining_plan(way).steps:09d}"
+        if last.exists() and is_of(output, self._pretrain_config(way, seed)):
             return
-        self._command(
-            output,
-            *("run", "--cfg", self.settings.pretrain, f"output={output}"),
-            *(*self.settings.overrides, *way.overrides, f"seed={seed}"),
-            *(["train.keep=1000"] if self.settings.at else []),
-        )
+        overrides = self._pretrain_overrides(way, seed)
+        self._command(output, "run", "--cfg", self.settings.pretrain, *overrides)
 
     def _write_start(self, seed: int) -> None:
         """The autoencoder of the pretraining as it is before the first step."""
@@ -182,33 +203,49 @@ class Study:
         config = self._pretrain_config(self.settings.pretrainings[0], seed)
         spec = build.model_spec(config, None)
         model = build.build_model(spec, seed=seed)
+        if config.init.weights:
+            load_weights(model, config.init.weights, strict=False)
         metadata = build.build_metadata(config, spec, [])
         save_weights(self._start_file(seed), model.state_dict(), metadata)
 
     def _finetune(self, run: Run) -> results.Outcome:
         output = self.settings.output / run.name
-        if not self._is_done(run):
-            part = self._part(run.budget, run.seed)
-            count = max(1, round(run.budget * len(self._videos)))
-            epochs = run.steps * self._config.train.batch_size / count
-            warmup = self._config.optim.warmup_epochs / self._config.train.epochs
-            self._command(
-                output,
-                *("run", "--cfg", run.cfg, f"output={output}", *self.settings.overrides),
-                *("stages=[train,test]", f"seed={run.seed}", f"data.train={part}"),
-                *(f"train.epochs={epochs}", f"optim.warmup_epochs={warmup * epochs}"),
-                *(f"train.val_every={epochs}", f"train.save_every={epochs}"),
-                *(f"optim.lr={run.rate}", f"init.weights={run.weights or 'null'}"),
-            )
-        return self._outcome(run)
+        overrides = self._finetune_overrides(run)
+        config = load_config(run.cfg, overrides)
+        if not (output / "test/metrics.json").exists() or not is_of(output, config):
+            self._command(output, "run", "--cfg", run.cfg, *overrides)
+        return results.outcome(run, output, clips_a_step(config))
 
-    def _is_done(self, run: Run) -> bool:
-        return (self.settings.output / run.name / "test/metrics.json").exists()
+    def _finetune_overrides(self, run: Run) -> list[str]:
+        config = load_config(run.cfg, self.settings.overrides)
+        rows = arms.labelled_part(self._videos, run.budget, run.seed)
+        # Half a step less, so that the step that is not whole rounds up to the last one.
+        epochs = (run.steps - 0.5) * clips_a_step(config) / len(rows)
+        warmup = config.optim.warmup_epochs / config.train.epochs
+        return [
+            *self.settings.overrides,
+            f"output={self.settings.output / run.name}",
+            "stages=[train,test]",
+            f"seed={run.seed}",
+            f"data.train={self._part(run.budget, run.seed)}",
+            *self._classes(),
+            f"train.epochs={epochs}",
+            f"optim.warmup_epochs={warmup * epochs}",
+            # After the last step alone.
+            f"train.val_every={2 * epochs}",
+            f"train.save_every={2 * epochs}",
+            f"optim.lr={run.rate}",
+            f"init.weights={run.weights or 'null'}",
+        ]
 
-    def _outcome(self, run: Run) -> results.Outcome:
-        config = load_config(run.cfg, self.settings.overrides).train
-        clips = config.batch_size * config.repeats
-        return results.outcome(run, self.settings.output / run.name, clips)
+    def _classes(self) -> list[str]:
+        """Parts of class folders are lists, which do not name the classes."""
+        if self._config.data.classes is not None or not self._videos.classes:
+            return []
+        file = (self.settings.output / "classes.txt").resolve()
+        if not file.exists():
+            file.write_text("".join(f"{name}\n" for name in self._videos.classes))
+        return [f"data.classes={file}"]
 
     def _part(self, budget: float, seed: int) -> Path:
         """The list of that share of the labelled videos."""
@@ -252,7 +289,7 @@ class Study:
         return json.loads(file.read_text())
 
     def _command(self, output: Path, *arguments: object) -> None:
-        """In a process of its own. Raises RunStopped with its last line if it fails."""
+        """In a process of its own. Raises UserError or RunStopped with its last line."""
         self._say(f"{output.name}: started")
         paths = [str(Path(hiera_video.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         threads = max(1, (os.cpu_count() or 1) // self.settings.jobs)
@@ -269,5 +306,17 @@ class Study:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["?"])[-1]
+            if done.returncode == 2:
+                raise UserError(f"{output}: {last.removeprefix('error: ')}")
             raise RunStopped(f"{output}: exit status {done.returncode}: {last}")
         self._say(f"{output.name}: done")
+
+
+def clips_a_step(config: Config) -> int:
+    return config.train.batch_size * config.train.repeats
+
+
+def is_of(folder: Path, config: Config) -> bool:
+    """Whether the run in the folder is of this config; if not, the run itself will say so."""
+    stored = folder / "config.yaml"
+    return stored.exists() and not changed_keys(config, stored.read_text())

@@ -8,7 +8,7 @@ import torch
 
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.frame_cache import FrameCache
-from hiera_video.data.decode.process import DecodeProcess
+from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.data.sampling import ClipShape, RandomClip
@@ -88,3 +88,29 @@ def test_squashed_frames_lose_nothing():
     )
     whole = TrainCrop(size=32, scale=(1, 1), aspect=(1, 1), squash=True)
     assert torch.equal(whole(frames, np.random.default_rng(0)).clips, squashed)
+
+
+def test_a_decoder_that_dies_while_the_cache_is_filled_harms_no_sample(
+    shapes, tmp_path, monkeypatch
+):
+    """A whole video takes longer than a clip of it: the cache gives up, the sample is read."""
+    plain = samples(shapes, None, rows=[0])
+    really = DecodeProcess.frames
+
+    def slow(self, indices):
+        if len(indices) == 24:
+            self._kill()
+            raise DecodeFailure("timeout", "decoding took more than 1 s")
+        return really(self, indices)
+
+    monkeypatch.setattr(DecodeProcess, "frames", slow)
+    cache = FrameCache(tmp_path, limit_gib=1)
+    assert torch.equal(samples(shapes, cache, rows=[0]), plain)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_holds_for_all_processes_together(shapes, tmp_path):
+    one = 24 * 64 * 96 * 3 / 2**30
+    for rows in ([0], [1], [2]):
+        samples(shapes, FrameCache(tmp_path, limit_gib=1.5 * one), rows=rows)
+    assert len(list(tmp_path.iterdir())) == 1

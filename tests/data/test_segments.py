@@ -7,7 +7,7 @@ from conftest import ROOT, start
 from hiera_video.config import load_config
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
-from hiera_video.data.lists import read_videos
+from hiera_video.data.lists import check_labels, read_videos
 from hiera_video.data.sampling import (
     ClipShape,
     RandomClip,
@@ -61,7 +61,6 @@ def test_lists_without_a_header_stay_what_they_are(tmp_path):
         ("path,label,start_s,end_s\na.mp4,0,1,2\nb.mp4,0,x,1\n", r"row 2 .*start_s='x'"),
         ("path,label\na,b.mp4,0\n", "3 cells, but the header names 2"),
         ("path,label\n,0\n", "row 1 .* has no path"),
-        ("path,label\na.mp4,run;jump\n", "several labels"),
         ("path,path\na.mp4,b\n", "two columns 'path'"),
         ("path,label\n", "no rows"),
     ],
@@ -91,6 +90,24 @@ def test_names_mean_the_same_in_all_lists(tmp_path, shapes):
     (tmp_path / "val.csv").write_text(f"path,label\n{video},fly\n")
     with pytest.raises(UserError, match=r"row 1 .*'fly', which is none of the 3 classes"):
         read_inputs(config)
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path, shapes):
+    video = next((shapes / "val").rglob("*.mp4"))
+    for name, labels in (("train.csv", "1 2 10 oh"), ("val.csv", "1 2")):
+        rows = "".join(f"{video},{label}\n" for label in labels.split())
+        (tmp_path / name).write_text(f"path,label\n{rows}")
+    overrides = [f"data.root={tmp_path}", "data.classes=null"]
+    inputs = read_inputs(load_config(ROOT / "configs/demo/finetune.yaml", overrides))
+    assert inputs["data.train"].classes.names == ["1", "10", "2", "oh"]
+    assert inputs["data.test"].videos.labels.tolist() == [0, 2]
+
+
+def test_several_labels_stand_in_nobody_s_way_but_are_not_learned(tmp_path):
+    videos = written(tmp_path, "path,label\na.mp4,run;jump\nb.mp4,run\nc.mp4,\n")
+    assert videos.labels.tolist() == [-2, 0, -1] and videos.classes == ("run",)
+    with pytest.raises(UserError, match=r"row 1 .*a\.mp4.* has several labels"):
+        check_labels(videos, 1, key="data.train")
 
 
 # -- frames
@@ -132,6 +149,8 @@ def test_a_segment_behind_the_end_is_named():
         segment_frames(3.2, 4.0, num_frames_in_video=90, fps=30.0)
     first, count = segment_frames(2.9, 9.0, num_frames_in_video=90, fps=30.0)
     assert (first, count) == (87, 3)
+    # About the middle of what the video has of it.
+    assert segment_frames(2.9, 9.0, num_frames_in_video=90, fps=30.0, span=16)[0] == 80
 
 
 def test_views_of_segments_of_one_video(shapes, tmp_path):

@@ -137,10 +137,11 @@ def test_a_share_of_no_use_is_refused(share):
 # -- the token dial
 
 
-def test_all_units_are_the_plain_model_to_the_bit():
+def test_all_units_are_the_plain_model():
     model = classifier()
     clip = clips(2)
     assert TokenDial(1.0).choose(model, clip, [0, 1]) is None
+    assert torch.equal(model(clip, None), model(clip))
     everything = torch.arange(model.num_units).expand(2, -1)
     torch.testing.assert_close(model(clip, everything), model(clip))
 

@@ -58,8 +58,9 @@ class VideoSource:
         cached = self._cache.find(file)
         if cached is None:
             video = self.process.open(file, decoder or self.decoder)
-            self._cache.add(file, video)
-            return video
+            if self._cache.add(file, video):
+                return video
+            return self.process.open(file, decoder or self.decoder)
         return cached
 
     def condemn(self, path: str, failure: VideoError) -> None:
