@@ -288,7 +288,8 @@ def probe_line(row: Mapping[str, Any], first: Mapping[str, Any] | None) -> str:
         return now if first is None or key not in first else f"{now} ({format(first[key], form)})"
 
     parts = [
-        f"probe at step {row['step']} (in brackets: before the first step): loss {row['mae_loss']:.4f} on held-out clips, without a "
+        f"probe at step {row['step']} (in brackets: before the first step): "
+        f"loss {row['mae_loss']:.4f} on held-out clips, without a "
         f"model {', '.join(f'{n} {row[n]:.4f}' for n in PREDICTORS if n in row)}: "
         f"{row['explained']:.1%} explained",
         f"effective rank {beside('rank', '.1f')}",
