@@ -281,6 +281,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         repeats=config.train.repeats,
         seed=config.seed,
         substitute=True,
+        shuffle_frames=data.shuffle_frames,
     )
 
 
@@ -344,6 +345,7 @@ def _eval_set(config: Config, videos: VideoList, sample: ClipSampler, *, crops: 
         transform=clip_format(config).crops(crops),
         source=video_source(config),
         seed=config.seed,
+        shuffle_frames=config.data.shuffle_frames,
     )
 
 

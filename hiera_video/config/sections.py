@@ -117,6 +117,8 @@ class DataConfig:
     target_fps: float = 30.0
     # Of training: random, segments or pytorchvideo.random. Testing is then uniform, or segments.
     clip_sampler: str = "random"
+    # Frames of every clip in a random order, in testing too: a control of what order is worth.
+    shuffle_frames: bool = False
     # Side of the crop, in pixels.
     crop_size: int = 224
     # Frames are resized to squares whatever their shape, so that nothing of a wide one is cut off.

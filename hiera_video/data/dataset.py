@@ -56,7 +56,7 @@ class ClipDataset(Dataset):
 
     sample: chooses frames. transform: makes views of them. repeats: draws of `sample` a video.
     substitute: a row that cannot be read is replaced by the next good one (training); else it is
-    only reported (testing).
+    only reported (testing). shuffle_frames: each clip's frames in a random order.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class ClipDataset(Dataset):
         repeats: int = 1,
         seed: int = 0,
         substitute: bool = False,
+        shuffle_frames: bool = False,
     ):
         self.videos = videos
         self.sample = sample
@@ -77,6 +78,7 @@ class ClipDataset(Dataset):
         self.repeats = repeats
         self.seed = seed
         self.substitute = substitute
+        self.shuffle_frames = shuffle_frames
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -137,7 +139,8 @@ class ClipDataset(Dataset):
     def _draw(self, part: tuple[int, int], fps: float, rng: np.random.Generator) -> np.ndarray:
         """int64 [clips, T]; a widened segment may reach beyond the video."""
         first, count = part
-        return first + self.sample(count, fps, rng)
+        clips = first + self.sample(count, fps, rng)
+        return rng.permuted(clips, axis=1) if self.shuffle_frames else clips
 
     def _cut(
         self, info: VideoInfo, get: Get, clips: np.ndarray, rng: np.random.Generator

@@ -158,3 +158,20 @@ def test_evaluation_never_substitutes(damaged):
     assert batch["index"].tolist() == [0, 3] and batch["label"].tolist() == [0, 3]
     assert [row for row, _ in batch["bad"]] == [1, 2, 4]
     assert collate([dataset[Key(0, 1)]])["clip"] is None
+
+
+def test_shuffled_frames_are_the_same_frames(shapes):
+    """The control of what order is worth: drawn by the sample's seed, in every clip anew."""
+    videos = read_videos("val.csv", root=shapes)
+    crop = EvalCrops(64, 64, 1)
+    plain = ClipDataset(videos, sample=spread, transform=crop, source=VideoSource())
+    mixed = ClipDataset(
+        videos, sample=spread, transform=crop, source=VideoSource(), shuffle_frames=True
+    )
+    ordered = plain[Key(0, 0)]["clip"]
+    shuffled = mixed[Key(0, 0)]["clip"]
+    assert torch.equal(shuffled, mixed[Key(0, 0)]["clip"])
+    for a, b in zip(ordered, shuffled):
+        assert not torch.equal(a, b)
+        frames = [frame.numpy().tobytes() for frame in a.transpose(0, 1)]
+        assert sorted(frames) == sorted(f.numpy().tobytes() for f in b.transpose(0, 1))
