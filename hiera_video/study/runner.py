@@ -197,16 +197,9 @@ class Study:
         self._command(output, "run", "--cfg", self.settings.pretrain, *overrides)
 
     def _write_start(self, seed: int) -> None:
-        """The autoencoder of the pretraining as it is before the first step."""
-        if self._start_file(seed).exists():
-            return
-        config = self._pretrain_config(self.settings.pretrainings[0], seed)
-        spec = build.model_spec(config, None)
-        model = build.build_model(spec, seed=seed)
-        if config.init.weights:
-            load_weights(model, config.init.weights, strict=False)
-        metadata = build.build_metadata(config, spec, [])
-        save_weights(self._start_file(seed), model.state_dict(), metadata)
+        if not self._start_file(seed).exists():
+            config = self._pretrain_config(self.settings.pretrainings[0], seed)
+            write_start(config, self._start_file(seed))
 
     def _finetune(self, run: Run) -> results.Outcome:
         output = self.settings.output / run.name
@@ -310,6 +303,15 @@ class Study:
                 raise UserError(f"{output}: {last.removeprefix('error: ')}")
             raise RunStopped(f"{output}: exit status {done.returncode}: {last}")
         self._say(f"{output.name}: done")
+
+
+def write_start(config: Config, file: Path) -> None:
+    """The autoencoder of a pretraining as it is before the first step."""
+    spec = build.model_spec(config, None)
+    model = build.build_model(spec, seed=config.seed)
+    if config.init.weights:
+        load_weights(model, config.init.weights, strict=False)
+    save_weights(file, model.state_dict(), build.build_metadata(config, spec, []))
 
 
 def clips_a_step(config: Config) -> int:
