@@ -55,7 +55,7 @@ def test_probes_find_what_is_there(tmp_path, tool, signal, least, most):
         tmp_path / "probes.json",
     ).stdout
     found = json.loads((tmp_path / "probes.json").read_text())
-    assert set(found) == {"nearest neighbours", "linear", "attentive"}
+    assert set(found) == {"nearest neighbours", "linear", "linear in time", "attentive"}
     assert all(least <= row["top1"] <= most for row in found.values()), found
     best = max(found["linear"]["by_rate"], key=lambda row: row["held_out_top1"])
     assert found["linear"]["top1"] == best["top1"] and len(found["linear"]["by_rate"]) == 6

@@ -107,7 +107,7 @@ def test_says_what_happened(runs, tmp_path):
     assert "<script>" not in page and page.count("data:image/jpeg") >= 6, "thumbnails"
     page = (runs / "pretrain/report.html").read_text()
     assert (
-        "Probe, nearest neighbours" in page
+        "Probes, top-1 percent" in page
         and "at step 2<" in page
         and page.count("data:image/png") == 4
     )
