@@ -271,12 +271,12 @@ def figures(labelled: Gathered | None, held_out: Gathered) -> dict[str, float]:
     def top1(scores: Tensor) -> float:
         return 100 * (scores.argmax(1) == truth).double().mean().item()
 
-    for name, features in (("", "features"), ("_in_time", "in_time")):
-        known = labelled.outputs[features]
-        asked = outputs[features][has_label]
-        if not name:
-            row["knn_top1"] = top1(nearest_neighbours(known, labelled.labels, asked))
-        row[f"linear{name}_top1"] = top1(ridge(known, labelled.labels, asked))
+    known = labelled.outputs
+    asked = {name: outputs[name][has_label] for name in ("features", "in_time")}
+    labels = labelled.labels
+    row["knn_top1"] = top1(nearest_neighbours(known["features"], labels, asked["features"]))
+    row["linear_top1"] = top1(ridge(known["features"], labels, asked["features"]))
+    row["linear_in_time_top1"] = top1(ridge(known["in_time"], labels, asked["in_time"]))
     return row
 
 

@@ -23,6 +23,7 @@ from hiera_video.stages.inputs import read_list
 from hiera_video.study import arms, results
 from hiera_video.study.arms import Pretraining, Run
 from hiera_video.system.errors import RunStopped, UserError
+from hiera_video.system.files import written_whole
 from hiera_video.training.checkpoint import save_weights
 from hiera_video.training.plan import Plan
 
@@ -80,6 +81,7 @@ class Study:
         for way in self.settings.pretrainings:
             self._each(partial(self._pretrain, way), seeds)
         self._each(self._write_start, seeds)
+        self._write_lists()
         chosen: list[results.Outcome] = []
         # Equal time last: it needs to know what a step of each arm takes.
         for name in self._arms():
@@ -236,17 +238,21 @@ class Study:
         if self._config.data.classes is not None or not self._videos.classes:
             return []
         file = (self.settings.output / "classes.txt").resolve()
-        if not file.exists():
-            file.write_text("".join(f"{name}\n" for name in self._videos.classes))
         return [f"data.classes={file}"]
 
     def _part(self, budget: float, seed: int) -> Path:
         """The list of that share of the labelled videos."""
-        part = (self.settings.output / f"train_{budget:g}_{seed}.csv").resolve()
-        rows = arms.labelled_part(self._videos, budget, seed)
-        if not part.exists():
-            arms.write_part(part, self._videos, rows)
-        return part
+        return (self.settings.output / f"train_{budget:g}_{seed}.csv").resolve()
+
+    def _write_lists(self) -> None:
+        """All of them before the first run, written anew: a run refuses a list that has changed."""
+        for budget in {*self.settings.budgets, 1.0}:
+            for seed in range(self.settings.seeds):
+                rows = arms.labelled_part(self._videos, budget, seed)
+                arms.write_part(self._part(budget, seed), self._videos, rows)
+        if self._videos.classes:
+            text = "".join(f"{name}\n" for name in self._videos.classes)
+            (self.settings.output / "classes.txt").write_text(text)
 
     def _frozen(self) -> dict[str, list[dict[str, Any]]]:
         if not self.settings.probes:
@@ -311,7 +317,8 @@ def write_start(config: Config, file: Path) -> None:
     model = build.build_model(spec, seed=config.seed)
     if config.init.weights:
         load_weights(model, config.init.weights, strict=False)
-    save_weights(file, model.state_dict(), build.build_metadata(config, spec, []))
+    with written_whole(file) as temporary:
+        save_weights(temporary, model.state_dict(), build.build_metadata(config, spec, []))
 
 
 def clips_a_step(config: Config) -> int:
