@@ -123,6 +123,7 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
             "crop_size": data.crop_size,
             "clip_sampler": data.clip_sampler,
             **({"squash": True} if data.squash else {}),
+            **({"levels": data.levels} if data.levels else {}),
             "short_side": config.test.short_side or data.crop_size,
         },
     }
@@ -188,6 +189,7 @@ def clip_format(config: Config) -> ClipFormat:
         crop_size=data.crop_size,
         short_side=config.test.short_side or data.crop_size,
         squash=data.squash,
+        levels=data.levels,
         segments=data.clip_sampler == SEGMENTS,
         mean=data.mean,
         std=data.std,
@@ -267,6 +269,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         scale=data.crop_scale,
         aspect=data.crop_aspect,
         squash=data.squash,
+        levels=data.levels,
         flip=flip,
         magnitude=data.rand_augment,
         num_ops=data.rand_augment_ops,

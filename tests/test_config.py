@@ -52,6 +52,7 @@ def load(tmp_path, text="", *overrides):
             ["train.recompute_stages=[x]"],
             "recompute_stages=[x]': Value in a list could not be converted to Integer",
         ),
+        ("", ["data.levels=[0.5,0]"], "data.levels=[0.5, 0.0] must be a mean from 0 to 1"),
         ("", ["test.crops=2"], "test.crops=2 must be one of 1, 3"),
         ("", ["train.ema=1"], "train.ema=1.0 must be at least 0 and less than 1"),
         ("", ["train.batch_size=0"], "train.batch_size=0 must be > 0"),

@@ -123,6 +123,9 @@ class DataConfig:
     crop_size: int = 224
     # Frames are resized to squares whatever their shape, so that nothing of a wide one is cut off.
     squash: bool = False
+    # Mean and standard deviation (0 to 1) that the pixels of every clip are brought to, each clip
+    # by itself: for videos whose light differs. Default: as they are.
+    levels: tuple[float, float] | None = None
     # Training: share of the area that a crop takes.
     crop_scale: tuple[float, float] = (0.5, 1.0)
     # Training: ratio of a crop's width and height.
@@ -167,6 +170,11 @@ class DataConfig:
             "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib",
         )
         require_not_negative("data", self, "num_workers")
+        if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):
+            raise UserError(
+                f"data.levels={list(self.levels)} must be a mean from 0 to 1 and a standard "
+                "deviation above 0 and at most 1"
+            )
         if self.directional and self.flip:
             raise UserError(
                 f"data.flip={self.flip} with data.directional=true: this data set tells left from "

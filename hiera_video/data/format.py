@@ -11,7 +11,7 @@ from hiera_video.data.sampling import (
     UniformClips,
     UniformSegments,
 )
-from hiera_video.data.transforms import MEAN, STD, EvalCrops
+from hiera_video.data.transforms import MEAN, STD, EvalCrops, Levels
 
 SEGMENTS = "segments"
 
@@ -24,6 +24,7 @@ class ClipFormat:
     crop_size: int = 224  # pixels
     short_side: int = 224  # that frames are resized to before the crop
     squash: bool = False  # frames are resized to squares first
+    levels: Levels | None = None  # that every clip is brought to
     segments: bool = False  # a frame from each of equal segments of the video, in place of a clip
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
@@ -39,6 +40,7 @@ class ClipFormat:
             crop_size=crop_size,
             short_side=clips.get("short_side", crop_size),
             squash=bool(clips.get("squash", cls.squash)),
+            levels=tuple(clips["levels"]) if clips.get("levels") else None,
             segments=clips.get("clip_sampler") == SEGMENTS,
             mean=tuple(metadata.get("mean") or MEAN),
             std=tuple(metadata.get("std") or STD),
@@ -61,4 +63,5 @@ class ClipFormat:
             size=self.crop_size,
             num_crops=count,
             squash=self.squash,
+            levels=self.levels,
         )

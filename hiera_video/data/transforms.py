@@ -68,17 +68,34 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(frames, size, mode="bilinear", align_corners=False, antialias=False)
 
 
+Levels = tuple[float, float]  # mean and standard deviation of pixels, 0 to 1
+
+
+def to_levels(clip: Tensor, levels: Levels | None) -> Tensor:
+    """uint8 -> uint8, with that mean and standard deviation over all of it; None: as it is.
+
+    Values beyond black and white are cut off. Of a clip of one colour only the mean is set.
+    """
+    if levels is None:
+        return clip
+    mean, std = (255 * level for level in levels)
+    var, own = torch.var_mean(clip.float(), correction=0)
+    scaled = (clip.float() - own) * (std / var.sqrt().clamp(min=1))
+    return (scaled + mean).round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class EvalCrops:
     """Resize the short side, then one or three square crops: the views of a clip in testing.
 
-    squash: both sides are resized to `short_side`.
+    squash: both sides are resized to `short_side`. levels: of to_levels, crop by crop.
     """
 
     short_side: int = 224
     size: int = 224
     num_crops: int = 3
     squash: bool = False
+    levels: Levels | None = None
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Views:
         height, width = (1, 1) if self.squash else frames.shape[-2:]
@@ -88,6 +105,7 @@ class EvalCrops:
         # Reordered once for all crops.
         clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]
         crops = [clip[..., top : top + self.size, left : left + self.size] for top, left in corners]
+        crops = [to_levels(crop, self.levels) for crop in crops]
         return Views(torch.stack(crops), torch.zeros(len(crops), 4, dtype=torch.int32))
 
 
@@ -104,6 +122,7 @@ class TrainCrop:
     scale: tuple[float, float] = (0.5, 1.0)  # of the area
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     squash: bool = False
+    levels: Levels | None = None  # of to_levels, before RandAugment
     flip: float = 0.0  # probability
     magnitude: float = 0.0  # RandAugment; 0 is off
     num_ops: int = 2
@@ -117,7 +136,7 @@ class TrainCrop:
             *frames.shape[-2:], scale=self.scale, aspect=aspect, rng=rng
         )
         frames = frames[..., top : top + height, left : left + width]
-        frames = resize(frames, (self.size, self.size))
+        frames = to_levels(resize(frames, (self.size, self.size)), self.levels)
         if rng.random() < self.flip:
             frames = frames.flip(-1)
         if self.magnitude > 0:

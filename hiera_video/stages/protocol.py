@@ -40,6 +40,8 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
         "weights": {"file": "/".join(weights.parts[-2:]), "sha256": sha256_of(weights)},
         "precision": test.precision,
     }
+    if data.levels is not None:
+        card["levels"] = "every clip's mean {:g} and deviation {:g}".format(*data.levels)
     if data.shuffle_frames:
         card["order"] = "frames of every clip in a random order"
     if test.keep_units < 1:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.data.format import ClipFormat
 from hiera_video.data.randaugment import OPERATIONS, rand_augment
 from hiera_video.data.transforms import (
     EvalCrops,
@@ -129,3 +130,31 @@ def test_pytorchvideo_transform_feeds_a_hiera(shapes):
         32,
         32,
     )
+
+
+@pytest.mark.parametrize(
+    "crop", [EvalCrops(32, 32, 3, levels=(0.5, 0.16)), TrainCrop(32, levels=(0.5, 0.16))]
+)
+def test_levels_make_up_for_light_and_contrast(crop):
+    texture = torch.randn(4, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+
+    def crops(mean, std):
+        frames = (mean + std * texture).round().clamp(0, 255).to(torch.uint8)
+        return crop(frames, np.random.default_rng(0)).clips.float()
+
+    bright = crops(160, 30)
+    dark = crops(60, 15)
+    assert (bright - dark).abs().mean() < 2  # of 255: both were rounded
+    for clip in bright:
+        assert abs(clip.mean() / 255 - 0.5) < 0.01 and abs(clip.std() / 255 - 0.16) < 0.01
+
+
+def test_levels_of_a_clip_of_one_colour_are_their_mean():
+    frames = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
+    assert (EvalCrops(32, 32, 1, levels=(0.5, 0.16))(frames).clips == 128).all()
+
+
+def test_a_weight_file_carries_its_levels():
+    crops = ClipFormat.from_metadata({"clips": {"levels": [0.5, 0.16]}}).crops(1)
+    assert crops.levels == (0.5, 0.16)
+    assert ClipFormat.from_metadata({}).crops(1).levels is None
