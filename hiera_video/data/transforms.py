@@ -79,8 +79,9 @@ def to_levels(clip: Tensor, levels: Levels | None) -> Tensor:
     if levels is None:
         return clip
     mean, std = (255 * level for level in levels)
-    var, own = torch.var_mean(clip.float(), correction=0)
-    scaled = (clip.float() - own) * (std / var.sqrt().clamp(min=1))
+    pixels = clip.float()
+    var, own = torch.var_mean(pixels, correction=0)
+    scaled = (pixels - own) * (std / var.sqrt().clamp(min=1))
     return (scaled + mean).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -85,7 +85,7 @@ def card_lines(card: Card) -> list[str]:
         f"{card['frame_rate']}",
         f"protocol: {card['model']}, {weights['file']} (sha256 {weights['sha256'][:12]}), "
         f"{card['precision']}, decoder {card['decoder']}",
-        *([f"protocol: mask units: {card['mask units']}"] if "mask units" in card else []),
+        *(f"protocol: {k}: {card[k]}" for k in ("levels", "order", "mask units") if k in card),
     ]
 
 

@@ -1,9 +1,14 @@
 """Clips as the recipes want them: shapes, draws, order of operations."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
+from hiera_video import build
+from hiera_video.config import load_config
 from hiera_video.data.format import ClipFormat
 from hiera_video.data.randaugment import OPERATIONS, rand_augment
 from hiera_video.data.transforms import (
@@ -154,7 +159,9 @@ def test_levels_of_a_clip_of_one_colour_are_their_mean():
     assert (EvalCrops(32, 32, 1, levels=(0.5, 0.16))(frames).clips == 128).all()
 
 
-def test_a_weight_file_carries_its_levels():
-    crops = ClipFormat.from_metadata({"clips": {"levels": [0.5, 0.16]}}).crops(1)
-    assert crops.levels == (0.5, 0.16)
-    assert ClipFormat.from_metadata({}).crops(1).levels is None
+@pytest.mark.parametrize("overrides", [[], ["data.levels=[0.5,0.16]", "data.squash=true"]])
+def test_a_weight_file_says_how_its_clips_are_made(overrides):
+    config = load_config(ROOT / "configs/demo/finetune.yaml", overrides)
+    card = build.build_metadata(config, build.model_spec(config, 8), [])
+    stored = json.loads(json.dumps(card))
+    assert ClipFormat.from_metadata(stored) == build.clip_format(config)
