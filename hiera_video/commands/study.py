@@ -9,18 +9,23 @@ from the pretrained weights, from the same autoencoder before its first step, fr
 own initialisation, and another model. Each arm tries every rate with seed 0; the one that is best
 on data.val is taken for all seeds, and data.test tells the accuracy. --equal-time gives the arms
 without pretraining its time as steps on labels. Frozen features are probed before and after.
---also NAME:key=value,.. pretrains in another way, too; --at fine-tunes from earlier checkpoints.
+--also NAME:key=value,.. pretrains in another way, too; --at fine-tunes from earlier checkpoints at
+the rate of the last one.
 
 Everything is another command's run in --output, so what is finished is not done again. Writes
-study.json, table.md (mean and standard deviation over the seeds) and study.svg.
+study.json, table.md (mean and standard deviation over the seeds) and study.svg after every arm.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiera_video.commands.arguments import add_overrides, make_parser
 from hiera_video.system.errors import UserError
+
+if TYPE_CHECKING:
+    from hiera_video.study.results import Results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,9 +54,7 @@ def main(args: argparse.Namespace) -> None:
     if not all(0 < budget <= 1 for budget in args.budgets):
         raise UserError(f"--budgets {args.budgets}: shares, above 0 and at most 1")
     # Imported here, after the arguments were read: torch takes seconds.
-    from hiera_video.pictures.dots import dot_plot
     from hiera_video.study.arms import PRETRAINED, Pretraining
-    from hiera_video.study.results import Results, tables
     from hiera_video.study.runner import Settings, Study
 
     settings = Settings(
@@ -74,15 +77,24 @@ def main(args: argparse.Namespace) -> None:
     study = Study(settings, lambda line: print(line, flush=True))
     if study.tunes_on_the_test:
         print("rates are chosen on the test videos themselves: set data.test to a list of its own")
-    results: Results = study.run()
-    (args.output / "study.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
+    for results in study.run():
+        table = _write(args.output, results, study.tunes_on_the_test)
+    print(f"\n{table}\n{args.output}: study.json, table.md, study.svg")
+
+
+def _write(output: Path, results: "Results", tuned_on_the_test: bool) -> str:
+    """The files of what is found so far; returns the table."""
+    from hiera_video.pictures.dots import dot_plot
+    from hiera_video.study.results import tables
+
+    (output / "study.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
     table = tables(results)
-    if study.tunes_on_the_test:
+    if tuned_on_the_test:
         table += "\nRates were chosen on the test videos themselves.\n"
-    (args.output / "table.md").write_text(table)
+    (output / "table.md").write_text(table)
     panels = {}
     for budget in results.budgets:
         rows = {arm: [o.top1 for o in results.of(arm, budget)] for arm in results.arms}
         panels[f"{budget:.0%} of the labels"] = {arm: v for arm, v in rows.items() if v}
-    (args.output / "study.svg").write_text(dot_plot("Top-1, one dot a seed", panels))
-    print(f"\n{table}\n{args.output}: study.json, table.md, study.svg")
+    (output / "study.svg").write_text(dot_plot("Top-1, one dot a seed", panels))
+    return table

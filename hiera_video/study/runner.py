@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,44 +75,47 @@ class Study:
         data = self._config.data
         return data.test in (None, data.val)
 
-    def run(self) -> results.Results:
-        """Raises RunStopped, UserError."""
+    def run(self) -> Iterator[results.Results]:
+        """What is found so far, after every arm. Raises RunStopped, UserError."""
         seeds = range(self.settings.seeds)
         for way in self.settings.pretrainings:
             self._each(partial(self._pretrain, way), seeds)
         self._each(self._write_start, seeds)
         self._write_lists()
         chosen: list[results.Outcome] = []
-        # Equal time last: it needs to know what a step of each arm takes.
+        # Equal time needs to know what a step of each arm takes, and curves the rate of their arm.
         for name in self._arms():
             for budget in self._budgets(name):
                 chosen += self._tune(name, budget)
+            yield self._results(chosen, frozen={})
+        if self.settings.probes:
+            yield self._results(chosen, frozen=self._frozen())
+
+    def _results(
+        self, chosen: list[results.Outcome], frozen: dict[str, list[dict[str, Any]]]
+    ) -> results.Results:
+        ways = self.settings.pretrainings
+        seeds = range(self.settings.seeds)
         return results.Results(
-            tried=self._tried,
-            chosen=chosen,
-            frozen=self._frozen(),
-            pretraining={
-                way.name: results.rows_of(self._folder(way, 0), "probe")
-                for way in self.settings.pretrainings
-            },
-            seconds={
-                way.name: [self._pretraining_s(way, seed) for seed in seeds]
-                for way in self.settings.pretrainings
-            },
+            tried=list(self._tried),
+            chosen=list(chosen),
+            frozen=frozen,
+            pretraining={way.name: results.rows_of(self._folder(way, 0), "probe") for way in ways},
+            seconds={way.name: [self._pretraining_s(way, seed) for seed in seeds] for way in ways},
         )
 
     # -- arms
 
     def _arms(self) -> list[str]:
         s = self.settings
-        names = [way.name for way in s.pretrainings]
-        names += [f"{arms.PRETRAINED} for {step} steps" for step in s.at]
-        names += [arms.SAME_START, arms.PUBLISHED]
+        names = [way.name for way in s.pretrainings] + [arms.SAME_START, arms.PUBLISHED]
         controls = [arms.SAME_START]
         if s.baseline is not None:
             names.append(arms.BASELINE)
             controls.append(arms.BASELINE)
-        return names + ([c + arms.EQUAL_TIME for c in controls] if s.equal_time else [])
+        if s.equal_time:
+            names += [control + arms.EQUAL_TIME for control in controls]
+        return names + [f"{arms.PRETRAINED} for {step} steps" for step in s.at]
 
     def _budgets(self, arm: str) -> tuple[float, ...]:
         """What costs as much as pretraining, and what only draws a curve, is done once."""
@@ -120,8 +123,15 @@ class Study:
         return self.settings.budgets[:1] if once else self.settings.budgets
 
     def _tune(self, arm: str, budget: float) -> list[results.Outcome]:
-        """Seed 0 at every rate, then every seed at the one that data.val chooses."""
-        runs = [self._run(arm, budget, rate, 0) for rate in self.settings.rates]
+        """Seed 0 at every rate, then every seed at the one that data.val chooses.
+
+        Earlier checkpoints take the rate of the last one.
+        """
+        rates = self.settings.rates
+        if arm.startswith(f"{arms.PRETRAINED} for "):
+            of_last = [o for o in self._tried if (o.arm, o.budget) == (arms.PRETRAINED, budget)]
+            rates = (results.best_rate(of_last),)
+        runs = [self._run(arm, budget, rate, 0) for rate in rates]
         tried = self._each(self._finetune, runs)
         self._tried += tried
         rate = results.best_rate(tried)
@@ -255,8 +265,6 @@ class Study:
             (self.settings.output / "classes.txt").write_text(text)
 
     def _frozen(self) -> dict[str, list[dict[str, Any]]]:
-        if not self.settings.probes:
-            return {}
         names = [way.name for way in self.settings.pretrainings] + [arms.SAME_START]
         seeds = range(self.settings.seeds)
         return {name: self._each(partial(self._probe, name), seeds) for name in names}
