@@ -65,7 +65,7 @@ def test_a_study_of_a_few_steps(shapes, tmp_path, tool):
     tool(*command_of(output, shapes, "--no-probes"))
     found = json.loads((output / "study.json").read_text())
     steps = {row["arm"]: row["steps"] for row in found["chosen"]}
-    assert list(steps) == ["pretrained", "same start", "published", "same start, equal time"]
+    assert list(steps) == ["pretrained", "same start", "same start, equal time", "published"]
     assert steps["same start, equal time"] > steps["same start"] == 2
     assert (output / "study.svg").read_text().startswith("<svg")
     table = (output / "table.md").read_text()
@@ -92,8 +92,8 @@ def test_a_study_of_every_arm(shapes, tmp_path, tool):
     first = tool(*command)
     found = json.loads((output / "study.json").read_text())
     assert [row["arm"] for row in found["chosen"]] == [
-        *("pretrained", "half", "same start", "published", "baseline"),
-        *("same start, equal time", "baseline, equal time"),
+        *("pretrained", "half", "same start", "same start, equal time"),
+        *("baseline", "baseline, equal time", "published"),
     ]
     assert set(found["frozen"]) == {"pretrained", "half", "same start"}
     assert "attentive" in found["frozen"]["half"][0]

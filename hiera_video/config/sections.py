@@ -75,6 +75,8 @@ class ModelConfig:
     head_init_scale: float | None = None
     # Position embeddings of space and time added, in place of one of every position.
     sep_pos_embed: bool | None = None
+    # How position tables start: random, as released, or waves, which shortens small pretrainings.
+    pos_init: str | None = None
     # Pretraining: channels of the decoder.
     decoder_embed_dim: int | None = None
     # Pretraining: blocks of the decoder.

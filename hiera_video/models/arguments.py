@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hiera_video.models.tokens import units_of
 
 # Arguments that have a number for each dimension of the input.
+POS_INIT = ("random", "waves")
 SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 
 
@@ -36,6 +37,7 @@ class TrunkArgs:
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0  # of the last block; it grows linearly from 0
     sep_pos_embed: bool = False  # position embeddings of space and of time, added
+    pos_init: str = "random"  # how position tables start: random, as released, or waves
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -84,6 +86,8 @@ class TrunkArgs:
                 f"q_pool={self.q_pool} must be at least 0 and less than the number of stages, "
                 f"{len(self.stages)}"
             )
+        if self.pos_init not in POS_INIT:
+            raise ValueError(f"pos_init={self.pos_init!r}: one of {', '.join(POS_INIT)}")
         if self.sep_pos_embed and ndim != 3:
             raise ValueError(
                 "sep_pos_embed=True is for video: input_size must be (frames, height, width)"

@@ -28,6 +28,7 @@ from hiera_video.models.arguments import BlockArgs, HieraArgs, TrunkArgs, block_
 from hiera_video.models.attention import attend
 from hiera_video.models.linear import Linear
 from hiera_video.models.patch_embed import PatchEmbed
+from hiera_video.models.positions import waves
 
 NORM_EPS = 1e-6
 
@@ -224,6 +225,19 @@ class Trunk(nn.Module):
     def no_weight_decay(self) -> list[str]:
         return [name for name, _ in self.named_parameters() if "pos_embed" in name]
 
+    def _position_grids(self) -> dict[str, tuple[int, ...]]:
+        """The places of every position table, by its name."""
+        if not self.sep_pos_embed:
+            return {"pos_embed": self.grid}
+        return {"pos_embed_spatial": self.grid[1:], "pos_embed_temporal": self.grid[:1]}
+
+    def _init_positions(self, pos_init: str) -> None:
+        """Waves in place of the random tables that are there, if that is asked for."""
+        if pos_init == "waves":
+            for name, grid in self._position_grids().items():
+                table = self.get_parameter(name)
+                table.copy_(waves(grid, table.shape[-1])[None])
+
     def _check_clip(self, clip: Tensor) -> None:
         if tuple(clip.shape[1:]) != (self.in_chans, *self.input_size):
             raise ValueError(
@@ -243,7 +257,7 @@ class Hiera(Trunk):
         super().__init__(args)
         self.norm = nn.LayerNorm(self.stage_dims[-1], eps=NORM_EPS)
         self.head = Head(self.stage_dims[-1], args.num_classes, args.head_dropout)
-        self._init_weights(args.head_init_scale)
+        self._init_weights(args.head_init_scale, args.pos_init)
 
     def forward(self, clip: Tensor, units: Tensor | None = None) -> Tensor:
         """Normalised clip [B, 3, (T,) H, W] -> logits [B, num_classes].
@@ -268,7 +282,7 @@ class Hiera(Trunk):
         return self.norm(ends[-1].mean(dim=(1, 2))), maps
 
     @torch.no_grad()
-    def _init_weights(self, head_init_scale: float) -> None:
+    def _init_weights(self, head_init_scale: float, pos_init: str) -> None:
         # As released: biases of linear and norm layers start at 0.02, and the head is scaled down,
         # its bias too.
         for name, parameter in self.named_parameters():
@@ -281,6 +295,7 @@ class Hiera(Trunk):
                 nn.init.constant_(module.bias, 0.02)
         self.head.projection.weight.mul_(head_init_scale)
         self.head.projection.bias.mul_(head_init_scale)
+        self._init_positions(pos_init)
 
 
 class Head(nn.Module):

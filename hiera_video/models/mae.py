@@ -149,7 +149,7 @@ class MaskedAutoencoder(Trunk):
         # Pixels along the side of a prediction patch.
         self.patch_size = args.patch_stride[-1] * args.q_stride[-1] ** args.q_pool
         self.decoder_pred = Linear(width, self.patch_size**2 * args.in_chans)
-        self._init_weights()
+        self._init_weights(args.pos_init)
 
     def forward(
         self,
@@ -315,7 +315,7 @@ class MaskedAutoencoder(Trunk):
         return keep.nonzero()[:, 1].view(batch, -1)
 
     @torch.no_grad()
-    def _init_weights(self) -> None:
+    def _init_weights(self, pos_init: str) -> None:
         # As released: position tables and mask token 0.02; linear layers Xavier, the patch
         # embedding as if it were one. The fusion heads keep the default of a convolution.
         for name, parameter in self.named_parameters():
@@ -326,6 +326,10 @@ class MaskedAutoencoder(Trunk):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        self._init_positions(pos_init)
+
+    def _position_grids(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._position_grids(), "decoder_pos_embed": self.patch_grid}
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Study:
         self._each(self._write_start, seeds)
         self._write_lists()
         chosen: list[results.Outcome] = []
-        # Equal time needs to know what a step of each arm takes, and curves the rate of their arm.
+        # Equal time needs to know what a step of its arm takes, a curve the rate of its last point.
         for name in self._arms():
             for budget in self._budgets(name):
                 chosen += self._tune(name, budget)
@@ -108,13 +108,12 @@ class Study:
 
     def _arms(self) -> list[str]:
         s = self.settings
-        names = [way.name for way in s.pretrainings] + [arms.SAME_START, arms.PUBLISHED]
-        controls = [arms.SAME_START]
-        if s.baseline is not None:
-            names.append(arms.BASELINE)
-            controls.append(arms.BASELINE)
-        if s.equal_time:
-            names += [control + arms.EQUAL_TIME for control in controls]
+        names = [way.name for way in s.pretrainings]
+        for control in [arms.SAME_START, *([arms.BASELINE] if s.baseline else [])]:
+            names.append(control)
+            if s.equal_time:
+                names.append(control + arms.EQUAL_TIME)
+        names.append(arms.PUBLISHED)
         return names + [f"{arms.PRETRAINED} for {step} steps" for step in s.at]
 
     def _budgets(self, arm: str) -> tuple[float, ...]:
