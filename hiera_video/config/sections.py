@@ -71,6 +71,8 @@ class ModelConfig:
     drop_path_rate: float | None = None
     # Dropout in front of the classifier.
     head_dropout: float | None = None
+    # What the classifier reads: the mean of all tokens, or (`time`) the mean of every time.
+    head_pool: str | None = None
     # Scale of the classifier's weights at the start.
     head_init_scale: float | None = None
     # Position embeddings of space and time added, in place of one of every position.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hiera_video.models.tokens import units_of
 
 # Arguments that have a number for each dimension of the input.
+HEAD_POOL = ("mean", "time")
 POS_INIT = ("random", "waves")
 SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 
@@ -118,7 +119,17 @@ class HieraArgs(TrunkArgs):
 
     num_classes: int = 1000
     head_dropout: float = 0.0
+    # What the classifier reads of the tokens: their mean, as released, or the means of every time,
+    # side by side.
+    head_pool: str = "mean"
     head_init_scale: float = 0.001  # of the classifier's weights and biases at the start
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_pool not in HEAD_POOL:
+            raise ValueError(f"head_pool={self.head_pool!r}: one of {', '.join(HEAD_POOL)}")
+        if self.head_pool == "time" and (len(self.input_size) != 3 or self.mask_unit_size[0] != 1):
+            raise ValueError("head_pool='time' is for video, with mask units of one token in time")
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,9 @@ class Hiera(Trunk):
         args = HieraArgs(**arguments)
         super().__init__(args)
         self.norm = nn.LayerNorm(self.stage_dims[-1], eps=NORM_EPS)
-        self.head = Head(self.stage_dims[-1], args.num_classes, args.head_dropout)
+        self.times = self.units[0] if args.head_pool == "time" else 1  # that are told apart
+        width = self.times * self.stage_dims[-1]
+        self.head = Head(width, args.num_classes, args.head_dropout)
         self._init_weights(args.head_init_scale, args.pos_init)
 
     def forward(self, clip: Tensor, units: Tensor | None = None) -> Tensor:
@@ -267,9 +269,12 @@ class Hiera(Trunk):
         return self.head(self.features(clip, units))
 
     def features(self, clip: Tensor, units: Tensor | None = None) -> Tensor:
-        """The vector that the classifier reads: mean over tokens, then norm. [B, dim]"""
+        """The vector that the classifier reads: mean over tokens, then norm. [B, dim]
+
+        With `head_pool` "time", means of every time, each of them normed: [B, T * dim].
+        """
         x = self.embed(clip) if units is None else self.embed_visible(clip, None, units)
-        return self.norm(self.encode(x)[-1].mean(dim=(1, 2)))
+        return self._pooled(self.encode(x)[-1], units)
 
     def feature_maps(self, clip: Tensor) -> list[Tensor]:
         """One map a stage, in spatial order: [B, (t,) h, w, C]."""
@@ -279,7 +284,18 @@ class Hiera(Trunk):
         """Both of the above from one pass."""
         ends = self.encode(self.embed(clip))
         maps = [self.stage_map(x, stage) for stage, x in enumerate(ends)]
-        return self.norm(ends[-1].mean(dim=(1, 2))), maps
+        return self._pooled(ends[-1], None), maps
+
+    def _pooled(self, x: Tensor, units: Tensor | None) -> Tensor:
+        """Tokens [B, U, L, C] at the end, of the units [B, U] or of all -> [B, dim]"""
+        if self.times == 1:
+            return self.norm(x.mean(dim=(1, 2)))
+        if units is None:
+            return self.norm(x.view(len(x), self.times, -1, x.shape[-1]).mean(2)).flatten(1)
+        time = units // (self.num_units // self.times)
+        share = F.one_hot(time, self.times).mT.to(x.dtype)  # [B, T, U]
+        share = share / share.sum(2, keepdim=True).clamp(min=1)  # a time may have no unit left
+        return self.norm(share @ x.mean(2)).flatten(1)
 
     @torch.no_grad()
     def _init_weights(self, head_init_scale: float, pos_init: str) -> None:
