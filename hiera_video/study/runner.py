@@ -286,6 +286,7 @@ class Study:
                     ),
                     *("--weights", self._weights(name, seed), "--videos", videos),
                     *("--output", output / split, "features.stages=[4]", "features.clips=1"),
+                    "model.head_pool=mean",  # the probes take means over time themselves
                 )
             self._command(
                 output,
