@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from hiera_video.models.tokens import units_of
 
-# Arguments that have a number for each dimension of the input.
 HEAD_POOL = ("mean", "time")
 POS_INIT = ("random", "waves")
+# Arguments that have a number for each dimension of the input.
 SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 
 
