@@ -8,7 +8,7 @@ import sys
 import hiera_video
 
 weights = sys.argv[1] if len(sys.argv) > 1 else "runs/demo/finetune"
-video = sys.argv[2] if len(sys.argv) > 2 else "data/moving_shapes/val/disc_moving_left/00000.mp4"
+video = sys.argv[2] if len(sys.argv) > 2 else "data/moving_shapes/val/closed_open_wide/00000.mp4"
 
 # A run folder or a weight file. It knows its classes and how its clips are made.
 model = hiera_video.load(weights)

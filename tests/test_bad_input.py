@@ -20,7 +20,7 @@ def odd_list(shapes, tmp_path):
     """Two good videos among everything that can be wrong with a file."""
     import moving_shapes
 
-    good = shapes / "train/disc_moving_left/00000.mp4"
+    good = shapes / "train/closed_open_wide/00000.mp4"
     whole = good.read_bytes()
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "text.mp4").write_text("this is no video" * 99)
@@ -88,7 +88,7 @@ def test_too_little_coverage_is_exit_3(odd_list, finetune, shapes):
         assert metrics.exists(), "what was scored is kept"
     few = json.loads(metrics.read_text())
     for name in few["missing"]:
-        shutil.copy(shapes / "train/disc_moving_left/00000.mp4", odd_list / name)
+        shutil.copy(shapes / "train/closed_open_wide/00000.mp4", odd_list / name)
     start(*finetune(), *lists, "test.min_coverage=0.9")
     log = (odd_list / "run/log.txt").read_text()
     mended = json.loads(metrics.read_text())
