@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
 
-# A run of a few seconds: overrides on top of the demo's configs.
+# A run of a few seconds: overrides on top of tests/configs.
 SHORT = [
     "train.epochs=2",
     "train.log_every=2",
@@ -28,8 +28,8 @@ SHORT = [
 ]
 
 
-FINETUNE = "configs/demo/finetune.yaml"
-PRETRAIN = "configs/demo/pretrain.yaml"
+FINETUNE = "tests/configs/finetune.yaml"
+PRETRAIN = "tests/configs/pretrain.yaml"
 
 
 def start(*overrides: str, cfg: str = FINETUNE) -> None:

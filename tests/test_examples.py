@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import moving_shapes
 import pytest
 from conftest import ROOT
 
@@ -23,7 +24,7 @@ def test_every_example_is_tested():
 def test_predict(weights, shapes):
     video = sorted((shapes / "val").rglob("*.mp4"))[0]
     lines = run("predict.py", weights, video).splitlines()
-    assert lines[0].endswith(("left", "right", "up", "down")) and "%" in lines[0]
+    assert lines[0].split("%  ")[1] in moving_shapes.CLASSES
     assert " to " in lines[3] and lines[-1].startswith("no_such_video.mp4: ")
 
 

@@ -67,7 +67,7 @@ def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
         "data.classes=classes.txt",
         *SHORT,
     ]
-    command = ["tools/run_net.py", "--cfg", "configs/demo/finetune.yaml", *common]
+    command = ["tools/run_net.py", "--cfg", "tests/configs/finetune.yaml", *common]
     tool(
         *command,
         "init.weights=null",

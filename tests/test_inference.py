@@ -58,7 +58,7 @@ def test_features_are_those_of_the_command(model, video, shapes, weights, tool, 
     (tmp_path / "list.csv").write_text(f"{video}\n")
     small = ["model.embed_dim=16", "model.stages=[1,1,1,1]", "features.hop_s=0.2"]
     tool(
-        *("tools/extract_features.py", "--cfg", "configs/demo/finetune.yaml"),
+        *("tools/extract_features.py", "--cfg", "tests/configs/finetune.yaml"),
         *("--weights", weights, "--videos", tmp_path / "list.csv"),
         *("--output", tmp_path / "features", f"data.root={shapes}", *small),
     )

@@ -94,7 +94,7 @@ def test_says_what_happened(runs, tmp_path):
         "<b>9 of 10</b>videos scored",
         "Training loss",
         "Validation, one view",
-        "square moving up",
+        "open closed wide",
         "confusion matrix",
         "Videos it gets most wrong",
         "gone/&lt;b&gt;.mp4",

@@ -253,7 +253,7 @@ def test_dry_run_needs_no_slurm(tmp_path, tool):
     arguments = [
         "--cfg",
         FINETUNE,
-        "configs/demo/pretrain.yaml",
+        "tests/configs/pretrain.yaml",
         "--partition",
         "p",
         "--nodes",

@@ -53,8 +53,8 @@ def test_wrong_ways_are_refused():
 def command_of(output, shapes, *more):
     small = [text for text in SHORT if not text.startswith(("train.epochs", "model."))]
     return [
-        *("tools/study.py", "--pretrain", "configs/demo/pretrain.yaml"),
-        *("--finetune", "configs/demo/finetune.yaml", "--output", str(output), "--seeds", "1"),
+        *("tools/study.py", "--pretrain", "tests/configs/pretrain.yaml"),
+        *("--finetune", "tests/configs/finetune.yaml", "--output", str(output), "--seeds", "1"),
         *("--rates", "1e-3", "--steps", "2", "--equal-time", *more, f"data.root={shapes}"),
         *("mae.probe_videos=8", "test.clips=1", "test.crops=1", *small),
     ]

@@ -81,7 +81,7 @@ def test_show_clip(shapes, tmp_path, tool, split, shape):
     ]
     out = tmp_path / "batch.png"
     args = ("--output", out, "--split", split, f"data.root={shapes}", *views)
-    done = tool("tools/show_clip.py", "--cfg", "configs/demo/finetune.yaml", *args)
+    done = tool("tools/show_clip.py", "--cfg", "tests/configs/finetune.yaml", *args)
     assert f"{shape[0]} videos x {shape[1]} views" in done.stdout
     sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
     rows = np.split(sheet, shape[0] * shape[1])
@@ -120,7 +120,7 @@ def test_dry_run(shapes, tmp_path, tool):
     ]
     args = [
         "--cfg",
-        "configs/demo/finetune.yaml",
+        "tests/configs/finetune.yaml",
         *common,
         f"output={tmp_path / 'run'}",
         "optim.reference_batch=64",

@@ -84,5 +84,5 @@ def test_tool(shapes, tmp_path, tool):
         "no video gone.mp4"
         in tool("tools/visualize_mae.py", *common[:2], *gone, *SHORT, check=2).stderr
     )
-    wrong = ["--cfg", "configs/demo/finetune.yaml", "--weights", tmp_path / "mae", video]
+    wrong = ["--cfg", "tests/configs/finetune.yaml", "--weights", tmp_path / "mae", video]
     assert "task=pretrain" in tool("tools/visualize_mae.py", *wrong, check=2).stderr

@@ -154,7 +154,7 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
     tool(
         "tools/run_net.py",
         "--cfg",
-        "configs/demo/finetune.yaml",
+        "tests/configs/finetune.yaml",
         "data.decoder=auto",
         *lists,
         *model,

@@ -168,7 +168,7 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
         *(
             "tools/run_net.py",
             "--cfg",
-            "configs/demo/finetune.yaml",
+            "tests/configs/finetune.yaml",
             f"data.root={trap}",
             "data.val=train.csv",
         ),

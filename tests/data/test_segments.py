@@ -78,9 +78,9 @@ def test_names_mean_the_same_in_all_lists(tmp_path, shapes):
     for name, labels in (("train.csv", "run jump swim"), ("val.csv", "swim run")):
         rows = "".join(f"{video},{label}\n" for label in labels.split())
         (tmp_path / name).write_text(f"path,label\n{rows}")
-    config = load_config(ROOT / "configs/demo/finetune.yaml", [f"data.root={tmp_path}"])
+    config = load_config(ROOT / "tests/configs/finetune.yaml", [f"data.root={tmp_path}"])
     unnamed = load_config(
-        ROOT / "configs/demo/finetune.yaml", [f"data.root={tmp_path}", "data.classes=null"]
+        ROOT / "tests/configs/finetune.yaml", [f"data.root={tmp_path}", "data.classes=null"]
     )
     inputs = read_inputs(unnamed)
     assert inputs["data.train"].classes.names == ["jump", "run", "swim"]
@@ -98,7 +98,7 @@ def test_names_that_look_like_numbers_stay_names(tmp_path, shapes):
         rows = "".join(f"{video},{label}\n" for label in labels.split())
         (tmp_path / name).write_text(f"path,label\n{rows}")
     overrides = [f"data.root={tmp_path}", "data.classes=null"]
-    inputs = read_inputs(load_config(ROOT / "configs/demo/finetune.yaml", overrides))
+    inputs = read_inputs(load_config(ROOT / "tests/configs/finetune.yaml", overrides))
     assert inputs["data.train"].classes.names == ["1", "10", "2", "oh"]
     assert inputs["data.test"].videos.labels.tolist() == [0, 2]
 

@@ -161,7 +161,7 @@ def test_levels_of_a_clip_of_one_colour_are_their_mean():
 
 @pytest.mark.parametrize("overrides", [[], ["data.levels=[0.5,0.16]", "data.squash=true"]])
 def test_a_weight_file_says_how_its_clips_are_made(overrides):
-    config = load_config(ROOT / "configs/demo/finetune.yaml", overrides)
+    config = load_config(ROOT / "tests/configs/finetune.yaml", overrides)
     card = build.build_metadata(config, build.model_spec(config, 8), [])
     stored = json.loads(json.dumps(card))
     assert ClipFormat.from_metadata(stored) == build.clip_format(config)
