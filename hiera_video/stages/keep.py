@@ -12,7 +12,6 @@ from hiera_video.system.errors import RunStopped
 from hiera_video.training.checkpoint import (
     Snapshot,
     TrainState,
-    point,
     save_checkpoint,
     write_state,
 )
@@ -60,10 +59,13 @@ class Keeper:
 
         def write() -> None:
             folder = self._output / "checkpoints"
-            keep = self._config.keep
-            save_checkpoint(folder, snapshot, keep=keep, keep_steps=self._plan.keep_steps)
-            if self._best_step == step:
-                point(folder, "best", f"step_{step:09d}")
+            save_checkpoint(
+                folder,
+                snapshot,
+                keep=self._config.keep,
+                keep_steps=self._plan.keep_steps,
+                best=self._best_step == step,
+            )
 
         self._world.on_main(write)
 

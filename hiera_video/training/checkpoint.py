@@ -84,8 +84,10 @@ class Snapshot:
         return cls(step, on_host(state.weights_to_keep().items()), content, metadata)
 
 
-def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: int = 0) -> Path:
-    """Writes the checkpoint of `step`, makes it `latest` and removes older ones.
+def save_checkpoint(
+    folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: int = 0, best: bool = False
+) -> Path:
+    """Writes the checkpoint of `step`, makes it `latest`, and `best` if it is; removes older ones.
 
     The newest `keep` stay, those of every `keep_steps` steps, and the one that `best` points to.
     Raises RunStopped where the disk does not take it; the checkpoints before are then as they were.
@@ -106,6 +108,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: 
             shutil.rmtree(final)
         temporary.rename(final)
         point(folder, "latest", final.name)
+        if best:
+            point(folder, "best", final.name)
     # torch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
