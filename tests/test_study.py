@@ -1,10 +1,11 @@
 """The study of pretraining: real runs of a few steps, every arm, once; and what it counts."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
-from conftest import SHORT
+from conftest import SHORT, killed_when
 
 from hiera_video.data.lists import VideoList
 from hiera_video.pictures.dots import dot_plot
@@ -79,7 +80,7 @@ def test_a_study_of_a_few_steps(shapes, tmp_path, tool):
 
 @pytest.mark.trial
 def test_a_study_of_every_arm(shapes, tmp_path, tool):
-    """Every arm is trained and tested; a second call runs nothing again."""
+    """Every arm is trained and tested; a kill loses nothing, a last call runs nothing again."""
     baseline = tmp_path / "baseline.yaml"
     baseline.write_text(
         "task: classify\nmodel: {name: x3d_m}\n"
@@ -87,14 +88,20 @@ def test_a_study_of_every_arm(shapes, tmp_path, tool):
         "crop_size: 64}\ntrain: {batch_size: 16}\ntest: {clips: 1, crops: 1}\n"
     )
     output = tmp_path / "study"
-    more = ["--baseline", str(baseline), "--also", "half:mae.decoder_keep=0.5"]
+    more = ["--baseline", str(baseline), "--also", "half:mae.decoder_keep=0.5", "--at", "4"]
+    more = [*more, "--rates", "1e-3", "3e-3", "train.save_every=1"]
     command = command_of(output, shapes, *more)
+    killed_when([sys.executable, *command], (output / "study.json").exists)
+    found = json.loads((output / "study.json").read_text())
+    assert [row["arm"] for row in found["chosen"]] == ["pretrained"]
     first = tool(*command)
     found = json.loads((output / "study.json").read_text())
     assert [row["arm"] for row in found["chosen"]] == [
         *("pretrained", "half", "same start", "same start, equal time"),
-        *("baseline", "baseline, equal time", "published"),
+        *("baseline", "baseline, equal time", "published", "pretrained for 4 steps"),
     ]
+    rate = {row["arm"]: row["rate"] for row in found["chosen"]}
+    assert rate["pretrained for 4 steps"] == rate["pretrained"]
     assert set(found["frozen"]) == {"pretrained", "half", "same start"}
     assert "attentive" in found["frozen"]["half"][0]
     assert first.stdout.count(": done") > 8
