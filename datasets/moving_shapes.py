@@ -11,6 +11,7 @@ and classes.txt. The same arguments give the same pixels; a finished folder is l
 """
 
 import argparse
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from multiprocessing import get_context
@@ -21,8 +22,10 @@ import numpy as np
 
 WIDTH = 96
 HEIGHT = 64
-NUM_FRAMES = 24
+NUM_FRAMES = 28
+AROUND = 2  # still frames before and after the word: clips of 24 frames differ
 FPS = 30
+SPLITS = ("train", "val")
 # How far the lips are apart, and how wide the mouth is, as shares of its size.
 POSES = {"closed": (0.31, 0.97), "open": (0.59, 0.94), "wide": (0.38, 1.06), "round": (0.43, 0.83)}
 CLASSES = [
@@ -78,7 +81,7 @@ def draw_word(rng: np.random.Generator, word: list[str]) -> np.ndarray:
     poses = np.array([POSES[pose] for pose in word]) * rng.normal(1, 0.05, (3, 2))
     lasts = rng.uniform(0.7, 1.3, 4)
     at = 0.02 + 0.9 * np.cumsum(lasts)[:3] / lasts.sum()
-    time = np.linspace(0, 1, NUM_FRAMES)
+    time = (np.arange(NUM_FRAMES) - AROUND) / (NUM_FRAMES - 1 - 2 * AROUND)
     return np.stack([np.interp(time, at, pose) for pose in poses.T])
 
 
@@ -123,12 +126,20 @@ def make_video(path: Path, label: int, seed: int) -> None:
 
 
 def make_dataset(folder: Path, *, train: int, val: int) -> None:
-    """Writes `train` and `val` videos, evenly over the classes, in folders train/ and val/."""
+    """Writes `train` and `val` videos, evenly over the classes, in folders train/ and val/.
+
+    A folder that holds other ones ends it with exit status 2.
+    """
+    names = "".join(f"{name}\n" for name in CLASSES)
     if (folder / "val.csv").exists():
+        rows = [len((folder / f"{split}.csv").read_text().split("\n")) - 1 for split in SPLITS]
+        if rows != [train, val] or (folder / "classes.txt").read_text() != names:
+            print(f"error: {folder} holds other videos: remove it", file=sys.stderr)
+            sys.exit(2)
         print(f"{folder}: there already")
         return
-    (folder / "classes.txt").parent.mkdir(parents=True, exist_ok=True)
-    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text(names)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for split, count, first_seed in (("train", train, 0), ("val", val, 1_000_000)):
             labels = [i % len(CLASSES) for i in range(count)]

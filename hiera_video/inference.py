@@ -270,7 +270,7 @@ def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
     every = {field.name for field in dataclasses.fields(MAEArgs)}
     own = every - {field.name for field in dataclasses.fields(TrunkArgs)}
-    if every <= set(arguments):
+    if every - {"pos_init"} <= set(arguments):  # which came after the first such files
         # A converted file states defaults, too: the autoencoder pools twice, a classifier thrice.
         own.add("q_pool")
     kept = {key: value for key, value in arguments.items() if key not in own}

@@ -29,7 +29,7 @@ SMALL = dict(embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), num_classes=8)
 
 
 def drawn(label, count):
-    """A bright square that crosses a dark ground, `label` steps a frame."""
+    """A bright square that crosses a dark ground, `label` + 1 pixels a frame."""
     rng = np.random.default_rng(label)
     frames = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
     frames[:] = rng.integers(30, 50, 3)

@@ -380,11 +380,13 @@ def test_real_clips(clips, tmp_path, tool):
 
 
 def test_kill_between_checkpoint_and_link(tmp_path, finetune):
-    """The newest folder counts, also where `latest` still points to the one before."""
+    """The newest folder counts, also where the links do not point to it yet."""
     start(*finetune(), "stages=[train]")
     checkpoints = tmp_path / "run/checkpoints"
     older = sorted(p.name for p in checkpoints.glob("step_*"))[0]
     (checkpoints / "latest").unlink()
     (checkpoints / "latest").symlink_to(older)
+    (checkpoints / "best").unlink()
     start(*finetune(), "stages=[train,test]")
-    assert (checkpoints / "latest").readlink().name == "step_000000004"
+    for link in ("latest", "best"):
+        assert (checkpoints / link).readlink().name == "step_000000004"

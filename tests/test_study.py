@@ -88,8 +88,8 @@ def test_a_study_of_every_arm(shapes, tmp_path, tool):
         "crop_size: 64}\ntrain: {batch_size: 16}\ntest: {clips: 1, crops: 1}\n"
     )
     output = tmp_path / "study"
-    more = ["--baseline", str(baseline), "--also", "half:mae.decoder_keep=0.5", "--at", "4"]
-    more = [*more, "--rates", "1e-3", "3e-3", "train.save_every=1"]
+    more = ["--baseline", str(baseline), "--rates", "1e-3", "3e-3", "--at", "4"]
+    more = [*more, "--also", "half:mae.decoder_keep=0.5", "train.save_every=1"]
     command = command_of(output, shapes, *more)
     killed_when([sys.executable, *command], (output / "study.json").exists)
     found = json.loads((output / "study.json").read_text())

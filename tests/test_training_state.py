@@ -16,7 +16,7 @@ from conftest import FINETUNE, PRETRAIN, ROOT, start
 from safetensors.torch import load_file
 
 from hiera_video.system.errors import RunStopped, UserError
-from hiera_video.training.checkpoint import newest_whole
+from hiera_video.training.checkpoint import Snapshot, newest_whole, save_checkpoint
 
 
 def state(folder):
@@ -269,6 +269,15 @@ def test_checkpoints_that_stay_and_the_best(tmp_path, finetune):
         s for s in accuracy if accuracy[s] == accuracy[best]
     )
     assert set(found) == {6, 12, best}
+
+
+def test_a_former_best_goes_with_the_old_ones(tmp_path):
+    state = torch.nn.Linear(1, 1).state_dict()
+    for step in (10, 11):
+        snapshot = Snapshot(step, state, {}, {})
+        save_checkpoint(tmp_path, snapshot, keep=1, best=True)
+    assert [p.name for p in tmp_path.glob("step_*")] == ["step_000000011"]
+    assert (tmp_path / "best").readlink().name == "step_000000011"
 
 
 def test_learning_rate_follows_the_batch(tmp_path, finetune):

@@ -59,7 +59,7 @@ def main() -> None:
     step(
         "Features of every validation video",
         *("tools/extract_features.py", "--cfg", FINETUNE, "--weights", f"{out}/finetune"),
-        *("--videos", f"{args.data}/val.csv", "--output", f"{out}/features"),
+        *("--videos", f"{args.data}/val.csv", "--output", f"{out}/features", *overrides),
     )
     print(summary(args.data, out, time.monotonic() - start))
 

@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> None:
         state, metadata = read_weights(args.source)
         state = {name: tensor.contiguous() for name, tensor in state.items()}
         if args.to == "official":
+            if metadata.get("model", {}).get("arguments", {}).get("head_pool", "mean") != "mean":
+                raise UserError(f"{args.source}: the official model has no model.head_pool")
             torch.save({"model_state": state}, args.target)
         else:
             if "model" not in metadata:

@@ -17,12 +17,12 @@ study.json, table.md (mean and standard deviation over the seeds) and study.svg 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiera_video.commands.arguments import add_overrides, make_parser
 from hiera_video.system.errors import UserError
+from hiera_video.system.files import write_json, write_text
 
 if TYPE_CHECKING:
     from hiera_video.study.results import Results
@@ -87,14 +87,14 @@ def _write(output: Path, results: "Results", tuned_on_the_test: bool) -> str:
     from hiera_video.pictures.dots import dot_plot
     from hiera_video.study.results import tables
 
-    (output / "study.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
+    write_json(output / "study.json", results.as_json())
     table = tables(results)
     if tuned_on_the_test:
         table += "\nRates were chosen on the test videos themselves.\n"
-    (output / "table.md").write_text(table)
+    write_text(output / "table.md", table)
     panels = {}
     for budget in results.budgets:
         rows = {arm: [o.top1 for o in results.of(arm, budget)] for arm in results.arms}
         panels[f"{budget:.0%} of the labels"] = {arm: v for arm, v in rows.items() if v}
-    (output / "study.svg").write_text(dot_plot("Top-1, one dot a seed", panels))
+    write_text(output / "study.svg", dot_plot("Top-1, one dot a seed", panels))
     return table

@@ -256,7 +256,7 @@ class Hiera(Trunk):
         args = HieraArgs(**arguments)
         super().__init__(args)
         self.norm = nn.LayerNorm(self.stage_dims[-1], eps=NORM_EPS)
-        self.times = self.units[0] if args.head_pool == "time" else 1  # that are told apart
+        self.times = self.units[0] if args.head_pool == "time" else 1  # that the head tells apart
         width = self.times * self.stage_dims[-1]
         self.head = Head(width, args.num_classes, args.head_dropout)
         self._init_weights(args.head_init_scale, args.pos_init)
@@ -287,11 +287,11 @@ class Hiera(Trunk):
         return self._pooled(ends[-1], None), maps
 
     def _pooled(self, x: Tensor, units: Tensor | None) -> Tensor:
-        """Tokens [B, U, L, C] at the end, of the units [B, U] or of all -> [B, dim]"""
+        """Tokens [B, U, L, C] at the end, of the units [B, U] or of all -> [B, times * dim]"""
         if self.times == 1:
             return self.norm(x.mean(dim=(1, 2)))
         if units is None:
-            return self.norm(x.view(len(x), self.times, -1, x.shape[-1]).mean(2)).flatten(1)
+            return self.norm(x.unflatten(1, (self.times, -1)).mean((2, 3))).flatten(1)
         time = units // (self.num_units // self.times)
         share = F.one_hot(time, self.times).mT.to(x.dtype)  # [B, T, U]
         share = share / share.sum(2, keepdim=True).clamp(min=1)  # a time may have no unit left

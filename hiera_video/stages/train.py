@@ -61,8 +61,10 @@ class TrainStage:
         checkpoint = world.on_main(lambda: newest_whole(self.checkpoints, log.say))
         first_step = checkpoint_step(checkpoint)
         if checkpoint is not None and world.is_main:
-            # A kill may have come between the folder and the link.
+            # A kill may have come between the folder and the links.
             point(self.checkpoints, "latest", checkpoint.name)
+            if log.best_validation(first_step)[1] == first_step:
+                point(self.checkpoints, "best", checkpoint.name)
         if first_step >= self.plan.steps:
             log.say(f"train: done already, {self.plan.steps} steps")
             return
@@ -150,7 +152,7 @@ class TrainStage:
             config=self.config.train,
             plan=self.plan,
             world=self.world,
-            best=log.best_validation(),
+            best=log.best_validation(self.plan.steps)[0],
         )
 
     def _watch(self, log: RunLog) -> Validation | Probe | None:

@@ -12,6 +12,7 @@ and `same start, equal time` and `baseline, equal time` get pretraining's time a
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,17 @@ PUBLISHED = "published"
 BASELINE = "baseline"
 EQUAL_TIME = ", equal time"
 ARMS = (PRETRAINED, SAME_START, PUBLISHED, BASELINE)
+
+
+def earlier(step: int) -> str:
+    """The arm that starts from that step of the pretraining."""
+    return f"{PRETRAINED} for {step} steps"
+
+
+def step_of(arm: str) -> int | None:
+    """The step of such an arm."""
+    found = re.fullmatch(rf"{PRETRAINED} for (\d+) steps", arm)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)

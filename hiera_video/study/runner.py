@@ -56,6 +56,7 @@ class Study:
         self._config = load_config(settings.finetune, settings.overrides)
         self._videos: VideoList = read_list(self._config, "data.train")
         self._tried: list[results.Outcome] = []
+        self._ran = False  # whether anything had to be run
         names = [way.name for way in settings.pretrainings]
         if len(set(names)) < len(names):
             raise UserError(f"--also: {max(names, key=names.count)} is named twice")
@@ -76,7 +77,7 @@ class Study:
         return data.test in (None, data.val)
 
     def run(self) -> Iterator[results.Results]:
-        """What is found so far, after every arm. Raises RunStopped, UserError."""
+        """What is found so far, after every arm that ran anew. Raises RunStopped, UserError."""
         seeds = range(self.settings.seeds)
         for way in self.settings.pretrainings:
             self._each(partial(self._pretrain, way), seeds)
@@ -87,9 +88,9 @@ class Study:
         for name in self._arms():
             for budget in self._budgets(name):
                 chosen += self._tune(name, budget)
-            yield self._results(chosen, frozen={})
-        if self.settings.probes:
-            yield self._results(chosen, frozen=self._frozen())
+            if self._ran:
+                yield self._results(chosen, frozen={})
+        yield self._results(chosen, frozen=self._frozen() if self.settings.probes else {})
 
     def _results(
         self, chosen: list[results.Outcome], frozen: dict[str, list[dict[str, Any]]]
@@ -114,11 +115,11 @@ class Study:
             if s.equal_time:
                 names.append(control + arms.EQUAL_TIME)
         names.append(arms.PUBLISHED)
-        return names + [f"{arms.PRETRAINED} for {step} steps" for step in s.at]
+        return names + [arms.earlier(step) for step in s.at]
 
     def _budgets(self, arm: str) -> tuple[float, ...]:
         """What costs as much as pretraining, and what only draws a curve, is done once."""
-        once = arm.endswith(arms.EQUAL_TIME) or arm.startswith(f"{arms.PRETRAINED} for ")
+        once = arm.endswith(arms.EQUAL_TIME) or arms.step_of(arm) is not None
         return self.settings.budgets[:1] if once else self.settings.budgets
 
     def _tune(self, arm: str, budget: float) -> list[results.Outcome]:
@@ -127,7 +128,7 @@ class Study:
         Earlier checkpoints take the rate of the last one.
         """
         rates = self.settings.rates
-        if arm.startswith(f"{arms.PRETRAINED} for "):
+        if arms.step_of(arm) is not None:
             of_last = [o for o in self._tried if (o.arm, o.budget) == (arms.PRETRAINED, budget)]
             rates = (results.best_rate(of_last),)
         runs = [self._run(arm, budget, rate, 0) for rate in rates]
@@ -156,8 +157,8 @@ class Study:
         for way in self.settings.pretrainings:
             if kind == way.name:
                 return self._folder(way, seed)
-        if kind.startswith(f"{arms.PRETRAINED} for "):
-            step = int(kind.split()[-2])
+        step = arms.step_of(kind)
+        if step is not None:
             first = self.settings.pretrainings[0]
             return self._folder(first, seed) / f"checkpoints/step_{step:09d}"
         return None
@@ -297,6 +298,7 @@ class Study:
 
     def _command(self, output: Path, *arguments: object) -> None:
         """In a process of its own. Raises UserError or RunStopped with its last line."""
+        self._ran = True
         self._say(f"{output.name}: started")
         paths = [str(Path(hiera_video.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         threads = max(1, (os.cpu_count() or 1) // self.settings.jobs)

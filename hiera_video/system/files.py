@@ -60,6 +60,12 @@ def write_json(file: Path, content: dict, *, shared: bool = False) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes the file whole."""
+    with written_whole(file) as temporary:
+        temporary.write_text(text)
+
+
 def sha256_of(file: str | Path) -> str:
     """Of a file on this machine."""
     digest = hashlib.sha256()

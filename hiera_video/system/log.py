@@ -72,9 +72,11 @@ class RunLog:
             return []
         return [row for _, row in read_metrics(file) if row["split"] == split]
 
-    def best_validation(self) -> float:
-        """The highest top-1 so far, in percent; -1 if there is none."""
-        return max((row["top1"] or 0.0 for row in self.rows("val")), default=-1.0)
+    def best_validation(self, until: int) -> tuple[float, int]:
+        """The highest top-1 up to that step, in percent, and where it was first; -1, 0: nowhere."""
+        rows = [row for row in self.rows("val") if row["step"] <= until]
+        top1, step = max(((row["top1"] or 0.0, -row["step"]) for row in rows), default=(-1.0, 0))
+        return top1, -step
 
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)

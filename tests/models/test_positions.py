@@ -36,6 +36,19 @@ def test_only_the_tables_differ_from_a_random_start(create, separable):
     assert [t.shape for t in states[0].values()] == [t.shape for t in states[1].values()]
 
 
+def test_every_table_has_the_waves_of_its_grid():
+    shape = {**SMALL, "input_size": (16, 64, 96)}
+    model = create_hiera_mae("hiera_tiny_16x224", **shape, sep_pos_embed=True, pos_init="waves")
+    grids = {
+        "pos_embed_spatial": (16, 24),
+        "pos_embed_temporal": (8,),
+        "decoder_pos_embed": (8, 4, 6),
+    }
+    for name, grid in grids.items():
+        table = model.get_parameter(name)[0]
+        assert torch.equal(table, waves(grid, table.shape[-1])), name
+
+
 def test_an_unknown_start_is_refused():
     with pytest.raises(ValueError, match="pos_init='sines'"):
         create_hiera("hiera_tiny_16x224", pos_init="sines")

@@ -373,3 +373,12 @@ def test_the_official_code_loads_what_we_write(tmp_path, tool):
     tool("tools/convert_checkpoint.py", tmp_path, tmp_path / "o.pth", "--to", "official")
     state = torch.load(tmp_path / "o.pth", weights_only=True)["model_state"]
     hiera.hiera_base_224(pretrained=False).load_state_dict(state, strict=True)
+
+
+def test_what_the_official_code_cannot_load_is_not_written(tmp_path, tool):
+    model = create_hiera("hiera_tiny_16x224", head_pool="time")
+    arguments = {"head_pool": "time"}
+    card = {"model": {"name": "hiera_tiny_16x224", "arguments": arguments}}
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), card)
+    command = ["tools/convert_checkpoint.py", str(tmp_path), str(tmp_path / "o.pth")]
+    assert "head_pool" in tool(*command, "--to", "official", check=2).stderr
