@@ -44,21 +44,21 @@ def draw_video(label: int, seed: int) -> np.ndarray:
     """uint8 [NUM_FRAMES, HEIGHT, WIDTH, 3]"""
     rng = np.random.default_rng([label, seed])
     gap, width = draw_word(rng, CLASSES[label].split())
-    size = rng.uniform(12, 20)
-    lip = rng.uniform(3, 6)
-    tilt = rng.uniform(-0.5, 0.5)
-    skin = rng.uniform(130, 220) + rng.uniform(-20, 20, 3)
-    lips = skin * rng.uniform([0.6, 0.4, 0.4], [1.3, 1.0, 1.0])
-    dark = skin * rng.uniform(0.15, 0.6)
-    teeth = np.full(3, rng.uniform(150, 250))
+    size = rng.uniform(15, 17)
+    lip = rng.uniform(4, 5)
+    tilt = rng.uniform(-0.1, 0.1)
+    skin = np.array([190, 150, 130]) + rng.uniform(-10, 10, 3)
+    lips = skin * rng.uniform([0.8, 0.5, 0.5], [0.9, 0.6, 0.6])
+    dark = skin * rng.uniform(0.2, 0.3)
+    teeth = np.full(3, rng.uniform(190, 230))
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    light = rng.normal(0, 15, 2)
+    light = rng.normal(0, 8, 2)
     slope = light[0] * (x / HEIGHT - 0.75) + light[1] * (y / HEIGHT - 0.5)
-    ground = draw_texture(rng) * rng.uniform(10, 40)
+    ground = draw_texture(rng) * rng.uniform(3, 8)
     # The mouth and the ground drift together, with a tremble.
     time = np.linspace(-1, 1, NUM_FRAMES)[:, None]
-    drift = rng.normal(0, 4, 2) * time + rng.normal(0, 0.5, (NUM_FRAMES, 2))
-    centre = np.array([WIDTH / 2, HEIGHT / 2]) + rng.uniform(-12, 12, 2)
+    drift = rng.normal(0, 1, 2) * time + rng.normal(0, 0.3, (NUM_FRAMES, 2))
+    centre = np.array([WIDTH / 2, HEIGHT / 2]) + rng.uniform(-4, 4, 2)
     frames = []
     for t in range(NUM_FRAMES):
         dx = x - centre[0] - drift[t, 0]
