@@ -4,8 +4,8 @@
 
 A mouth says one of eight words. A word is three poses out of four (closed, open, wide, round) in
 an order, so no single frame tells it, and the poses differ by little. Place, size, tilt, colours,
-texture, light, tempo and a camera that drifts vary by more: that is what makes it hard to learn
-from labels alone, and worth a pretraining. The frames are wider than high, so that three test crops
+texture, light, tempo and a camera that drifts vary, too, but the words are a good part of what
+does: that is what a pretraining needs. The frames are wider than high, so that three test crops
 differ. Train and val never share a seed. Writes train.csv, val.csv (paths relative to the folder)
 and classes.txt. The same arguments give the same pixels; a finished folder is left as it is.
 """

@@ -13,7 +13,9 @@ def worth(*arguments: object) -> tuple[float, float]:
     command = [sys.executable, "tools/demo.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = re.search(r"pretrained (.*), same start without pretraining (.*)\n", done.stdout)
+    said = re.search(
+        r"pretrained (.*), same start without pretraining (.*) \(one seed\)", done.stdout
+    )
     return float(said[1]), float(said[2])
 
 

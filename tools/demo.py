@@ -90,7 +90,7 @@ test         {out}/finetune/test/metrics.json, predictions.csv
 features     {out}/features/manifest.csv
 top-1 {test["top1"]:.2f} over {clips} clips x {crops} crops of {test["videos"]} of \
 {test["videos_expected"]} validation videos
-pretrained {test["top1"]:.1f}, same start without pretraining {without["top1"]:.1f}
+pretrained {test["top1"]:.1f}, same start without pretraining {without["top1"]:.1f} (one seed)
 
 Look first at, in a browser:
   {out}/pretrain/report.html   what the autoencoder sees and predicts
