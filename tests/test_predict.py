@@ -123,7 +123,7 @@ def test_what_happens_when(trained, tmp_path, tool):
     rows = list(csv.DictReader((out / "long.timeline.csv").open()))
     starts = [float(row["start_s"]) for row in rows]
     assert starts[:3] == [0.0, 0.5, 1.0] and float(rows[-1]["end_s"]) == pytest.approx(
-        192 / 30, abs=1e-3
+        8 * moving_shapes.NUM_FRAMES / 30, abs=1e-3
     )
 
     model = create_hiera(
@@ -146,7 +146,7 @@ def test_what_happens_when(trained, tmp_path, tool):
             assert float(row["top1_score"]) == pytest.approx(float(score.max()), abs=1e-4)
         count = video.info.num_frames
     with open_video(out / "long.drawn.mp4", "pyav") as drawn:
-        assert drawn.info.num_frames == count == 192
+        assert drawn.info.num_frames == count == 8 * moving_shapes.NUM_FRAMES
         dark = drawn.get([100])[0][-10:].mean(), drawn.get([100])[0][:64].mean()
     assert dark[0] != pytest.approx(dark[1], abs=2), "something is written at the bottom"
     assert np.asarray(Image.open(out / "long.timeline.png")).std() > 5

@@ -57,8 +57,9 @@ def test_moving_shapes_are_repeatable_and_apart(tmp_path):
         int(r.split()[-1]) for r in lists[0]
     ) == list(range(8))
     moving_shapes.make_dataset(tmp_path / "a", train=8, val=8)
+    (tmp_path / "a/classes.txt").write_text("disc\nsquare\n")
     with pytest.raises(SystemExit, match="2"):
-        moving_shapes.make_dataset(tmp_path / "a", train=16, val=8)
+        moving_shapes.make_dataset(tmp_path / "a", train=8, val=8)
 
 
 def test_make_lists_keeps_what_is_there(tmp_path, tool):

@@ -69,7 +69,7 @@ def test_what_is_wrong_with_the_folder_is_of_no_matter(shapes, tmp_path, opened)
 
 
 def test_it_grows_no_larger_than_it_may(shapes, tmp_path):
-    one = 24 * 64 * 96 * 3 / 2**30  # GiB of a video's frames
+    one = 28 * 64 * 96 * 3 / 2**30  # GiB of a video's frames
     samples(shapes, FrameCache(tmp_path, limit_gib=2.5 * one))
     assert len(list(tmp_path.iterdir())) == 2
     samples(shapes, FrameCache(tmp_path, limit_gib=2.5 * one))
@@ -98,7 +98,7 @@ def test_a_decoder_that_dies_while_the_cache_is_filled_harms_no_sample(
     really = DecodeProcess.frames
 
     def slow(self, indices):
-        if len(indices) == 24:
+        if len(indices) == 28:
             self._kill()
             raise DecodeFailure("timeout", "decoding took more than 1 s")
         return really(self, indices)
@@ -110,7 +110,7 @@ def test_a_decoder_that_dies_while_the_cache_is_filled_harms_no_sample(
 
 
 def test_the_limit_holds_for_all_processes_together(shapes, tmp_path):
-    one = 24 * 64 * 96 * 3 / 2**30
+    one = 28 * 64 * 96 * 3 / 2**30
     for rows in ([0], [1], [2]):
         samples(shapes, FrameCache(tmp_path, limit_gib=1.5 * one), rows=rows)
     assert len(list(tmp_path.iterdir())) == 1
