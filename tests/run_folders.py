@@ -1,0 +1,42 @@
+"""What runs of the main job leave, and runs in processes of their own."""
+
+import json
+import subprocess
+import sys
+import time
+
+from conftest import FINETUNE, ROOT
+
+
+def state(folder):
+    """Bytes of the newest checkpoint."""
+    last = (folder / "checkpoints/latest").resolve()
+    return {
+        name: (last / name).read_bytes()
+        for name in ("model.safetensors", "train_state.pt", "checksums.json")
+    }
+
+
+def rows(folder, split="train"):
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in found if row["split"] == split]
+
+
+def launch(*overrides, cfg=FINETUNE):
+    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_step(folder, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (
+            (folder / "metrics.jsonl").exists()
+            and (found := rows(folder))
+            and found[-1]["step"] >= step
+        ):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"it never came to step {step}: {process.communicate()}")

@@ -1,0 +1,264 @@
+"""How a run ends early: real signals and kills, real full disks, ranks that never come."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, start
+from run_folders import launch, rows, state, wait_for_step
+from safetensors.torch import load_file
+
+from hiera_video.system.errors import RunStopped
+from hiera_video.training.checkpoint import newest_whole
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
+    """A file system of a few megabytes, and a file that fills it half-way."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        overrides = [o for o in finetune() if not o.startswith("output")]
+        run = launch(
+            *overrides,
+            f"output={disk / 'run'}",
+            "train.epochs=200",
+            "train.save_every=0.5",
+            "train.log_every=1",
+        )
+        wait_for_step(disk / "run", 2, run)
+        with open(disk / "filler", "wb", buffering=0) as f:  # else closing it writes once more
+            try:
+                while True:
+                    f.write(bytes(1 << 16))
+                    f.flush()
+            except OSError:
+                pass
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 3, err
+        assert "cannot write the checkpoint of step" in err and "is the newest whole one" in err
+        assert newest_whole(disk / "run/checkpoints", print) is not None
+        assert not list((disk / "run/checkpoints").glob(".writing*"))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_one_run_a_folder(tmp_path, finetune):
+    more = ["train.epochs=300", "train.log_every=1", "data.num_workers=2"]
+    first = launch(*finetune("run", *more))
+    wait_for_step(tmp_path / "run", 1, first)
+    second = launch(*finetune("run", *more))
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2 and f"process {first.pid} on" in err and "a run is at work" in err
+    os.kill(first.pid, signal.SIGKILL)  # the lock is gone with it, whatever its workers do
+    first.wait()
+    third = launch(*finetune("run", *more))
+    wait_for_step(tmp_path / "run", rows(tmp_path / "run")[-1]["step"] + 1, third)
+    third.kill()
+    third.wait()
+
+
+@pytest.mark.parametrize(
+    "name, workers, to_all",
+    [pytest.param("SIGUSR2", 2, True, marks=pytest.mark.trial), ("SIGTERM", 1, False)],
+)
+def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all):
+    """Sent to every process of the run, as schedulers do, or to the first alone. It ends soon, and
+    goes on as if nothing had happened.
+    """
+    more = [
+        "train.epochs=8",
+        "train.save_every=100",
+        "train.log_every=1",
+        f"data.num_workers={workers}",
+        "stages=[train]",
+    ]
+    start(*finetune("whole", *more))
+    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_step(tmp_path / "run", 3, process)
+    (os.killpg if to_all else os.kill)(process.pid, getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert (
+        process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
+    )
+    saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])
+    assert 3 <= saved < 16
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert [r["step"] for r in rows(tmp_path / "run")] == list(range(1, 17))
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(
+    tmp_path, finetune, shapes
+):
+    """The rate explodes the loss; the run names the steps and the videos, keeps its state and
+    deletes nothing.
+    """
+    more = [
+        "train.epochs=50",
+        "train.log_every=4",
+        "optim.lr=1e30",
+        "optim.warmup_epochs=0",
+        "optim.clip_grad=0",
+    ]
+    with pytest.raises(
+        RunStopped, match=r"gradients not finite in step \d+.*none of it reached the weights.*\.mp4"
+    ) as e:
+        start(*finetune("run", *more, "stages=[train]"))
+    kept = next((tmp_path / "run/stopped").iterdir())
+    assert str(kept) in str(e.value)
+    weights = load_file(kept / "model.safetensors")
+    assert all(torch.isfinite(t).all() for t in weights.values())
+    names = (kept / "videos.txt").read_text().split()
+    assert names and all((shapes / n).exists() for n in names)
+
+
+def test_ranks_stop_together(tmp_path, finetune):
+    """A wrong config, seen by rank 0 alone, ends all of them with the message once."""
+    start(*finetune("run", "stages=[train]"))
+    launch2 = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29577",
+    ]
+    command = [
+        *launch2,
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *finetune("run", "optim.lr=7", "stages=[train]"),
+    ]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (
+        done.returncode
+        and "these keys differ: optim.lr" in done.stderr
+        and time.monotonic() - began < 60
+    )
+
+
+def killed(command, folder, moment, rng):
+    """Starts the run and kills its whole group at the moment. Returns False if it ended before."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    checkpoints = folder / "checkpoints"
+    delay = rng.uniform(2.5, 6)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() < deadline:
+        writing = any(p.is_dir() and not p.is_symlink() for p in checkpoints.glob(".writing_step*"))
+        log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
+        testing = "weights from" in log[log.rfind("run folder") :].replace("train:", "")
+        if {"writing": writing, "testing": testing, "anywhere": time.monotonic() - began > delay}[
+            moment
+        ]:
+            break
+        time.sleep(0.0005)
+    if process.poll() is not None:
+        assert process.returncode == 0, process.stderr.read().decode()
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def kill_often(command, folder, moments, seed):
+    """Kills the run at each of the moments, then lets it end. Returns how often it was killed at
+    which.
+    """
+    rng = random.Random(seed)
+    count = Counter()
+    for moment in moments:
+        if not killed(command, folder, moment, rng):
+            break
+        count[moment] += 1
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
+    return count
+
+
+def outcome(folder):
+    last = (folder / "checkpoints/latest").resolve()
+    files = [last / "model.safetensors", last / "train_state.pt"]
+    files += [
+        folder / "test" / n
+        for n in ("metrics.json", "predictions.csv")
+        if (folder / "test").exists()
+    ]
+    return {f.name: f.read_bytes() for f in files}
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("task", ["finetune", "pretrain"])
+def test_killed_over_and_over(shapes, tmp_path, task, workers):
+    """Kill -9 inside checkpoint writes, in evaluation, anywhere: byte for byte what an
+    uninterrupted run ends with.
+    """
+    cfg = FINETUNE if task == "finetune" else PRETRAIN
+    common = [
+        f"data.root={shapes}",
+        f"data.num_workers={workers}",
+        "train.ema=0.9",
+        "train.epochs=40",
+        "train.log_every=1",
+    ]
+    common += [
+        "train.save_every=2",
+        "train.batch_size=8",
+        "model.drop_path_rate=0.2",
+        "init.weights=null",
+    ]
+    moments = ["writing", "anywhere"] * 3 + (["testing"] * 3 if task == "finetune" else [])
+    folder = tmp_path / "killed"
+    whole = tmp_path / "whole"
+    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *common]
+    count = kill_often([*command, f"output={folder}"], folder, moments, seed=workers)
+    subprocess.run(
+        [*command, f"output={whole}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280
+    )
+    assert outcome(folder) == outcome(whole)
+    assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], (
+        "each step stands once"
+    )
+    assert not list((folder / "checkpoints").glob(".writing*"))
+    print(f"{task}, {workers} workers: killed {dict(count)}")
+
+
+def test_ranks_that_never_come_are_an_error_and_not_a_run_of_one(tmp_path, finetune):
+    alone = {
+        **os.environ,
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29583",
+    }
+    command = [
+        sys.executable,
+        "tools/run_net.py",
+        "--cfg",
+        FINETUNE,
+        *finetune("run"),
+        "join_timeout_s=5",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=120)
+    assert (
+        done.returncode == 2
+        and "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
+    )
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
