@@ -25,7 +25,8 @@ svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: var(--soft) }
 svg .grid { stroke: var(--line) }
 .key {
-  margin-left: 10px; border-left: 12px solid var(--c); padding-left: 6px; color: var(--ink)
+  display: inline-block; border-left: 12px solid var(--c); padding-left: 6px; margin-right: 10px;
+  color: var(--ink); line-height: 1.2
 }
 table { border-collapse: collapse; width: 100% }
 td, th {

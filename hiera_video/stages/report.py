@@ -6,6 +6,7 @@ not have is left out. Only the thumbnails need the videos.
 
 import csv
 import json
+import math
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,29 +32,6 @@ SHOWN = 6  # best and worst videos
 FRAMES = 3  # of a thumbnail
 THUMBNAIL = 96  # its height, in pixels
 PAIRS = 10  # classes that are taken for each other
-CURVES = (  # title, split, keys, on a log scale
-    ("Training loss", "train", ("loss",), False),
-    ("Validation, one view, percent", "val", ("top1", "top5"), False),
-    (
-        "Loss on held-out clips, and without a model",
-        "probe",
-        ("mae_loss", "zero", "position", "copy"),
-        False,
-    ),
-    ("Share explained beyond the best of them", "probe", ("explained",), False),
-    (
-        "Probes, top-1 percent",
-        "probe",
-        ("knn_top1", "linear_top1", "linear_in_time_top1"),
-        False,
-    ),
-    ("Effective rank, features and tokens", "probe", ("rank", "token_rank"), False),
-    ("Variance between videos", "probe", ("variance", "token_variance"), False),
-    ("Learning rate", "train", ("lr",), False),
-    ("Gradient norm", "train", ("grad_norm",), True),
-    ("Clips a second", "train", ("clips_per_s",), False),
-    ("Share of the step spent waiting for data", "train", ("data_wait",), False),
-)
 HEADLINES = (  # key of metrics.json, title
     ("top1", "top-1"),
     ("top5", "top-5"),
@@ -61,6 +39,34 @@ HEADLINES = (  # key of metrics.json, title
     ("view_top1", "single views, top-1"),
 )
 Rows = list[dict[str, str]]  # of a CSV file with a header
+
+
+class Curve(NamedTuple):
+    title: str
+    split: str  # of the rows
+    keys: tuple[str, ...]
+    log_scale: bool = False
+    lowest: float = -math.inf  # values below would hide the others, and are left out beside them
+
+
+CURVES = (
+    Curve("Training loss", "train", ("loss",)),
+    Curve("Validation, one view, percent", "val", ("top1", "top5")),
+    Curve(
+        "Loss on held-out clips, and without a model",
+        "probe",
+        ("mae_loss", "zero", "position", "copy"),
+        log_scale=True,
+    ),
+    Curve("Share explained beyond the best of them", "probe", ("explained",), lowest=-1),
+    Curve("Probes, top-1 percent", "probe", ("knn_top1", "linear_top1", "linear_in_time_top1")),
+    Curve("Effective rank, features and tokens", "probe", ("rank", "token_rank")),
+    Curve("Variance between videos", "probe", ("variance", "token_variance")),
+    Curve("Learning rate", "train", ("lr",)),
+    Curve("Gradient norm", "train", ("grad_norm",), log_scale=True),
+    Curve("Clips a second", "train", ("clips_per_s",)),
+    Curve("Share of the step spent waiting for data", "train", ("data_wait",)),
+)
 
 
 class Scored(NamedTuple):
@@ -132,12 +138,14 @@ def _curves(folder: Path) -> str:
     file = folder / "metrics.jsonl"
     rows = [row for _, row in read_metrics(file)] if file.exists() else []
     drawn = ""
-    for title, split, keys, log_scale in CURVES:
+    for curve in CURVES:
+        of_split = [row for row in rows if row["split"] == curve.split]
         series: dict[str, charts.Points] = {}
-        for key in keys:
-            of_split = [row for row in rows if row["split"] == split and row.get(key) is not None]
-            series[key] = [(row["step"], row[key]) for row in of_split]
-        drawn += charts.curves(title, series, log_scale=log_scale)
+        for key in curve.keys:
+            points = [(row["step"], row[key]) for row in of_split if row.get(key) is not None]
+            high = [point for point in points if point[1] >= curve.lowest]
+            series[key] = high or points
+        drawn += charts.curves(curve.title, series, log_scale=curve.log_scale)
     return section("Training", f'<div class="grid2">{drawn}</div>' if drawn else "")
 
 
