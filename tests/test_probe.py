@@ -8,7 +8,7 @@ from conftest import PRETRAIN, SHORT, start
 from PIL import Image
 
 from hiera_video.data.lists import VideoList
-from hiera_video.evaluation.probe import nearest_neighbours, spread_rows
+from hiera_video.evaluation.probe import AttentiveProbe, nearest_neighbours, spread_rows
 
 
 def test_neighbours_vote():
@@ -19,6 +19,24 @@ def test_neighbours_vote():
     assert nearest_neighbours(known, labels, asked, k=100).argmax(1).tolist() == [2, 0], (
         "more than there are is all of them"
     )
+
+
+def test_attention_of_one_query_is_attention():
+    """Values and gradients, beside keys and values of every token."""
+    torch.manual_seed(0)
+    probe = AttentiveProbe(dim=192, num_classes=5).double()
+    for parameter in probe.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # norms and biases count
+    tokens = torch.randn(3, 50, 192, dtype=torch.float64)
+    seen = probe.before(tokens)
+    plain = probe.attention(probe.query.expand(3, -1, -1), seen, seen)[0][:, 0]
+    ours = probe.attend(tokens)
+    torch.testing.assert_close(ours, plain)
+    parts = ("query", "before", "attention")
+    parameters = [p for name, p in probe.named_parameters() if name.startswith(parts)]
+    gradients = [torch.autograd.grad(out.square().sum(), parameters) for out in (ours, plain)]
+    for got, expected in zip(*gradients):
+        torch.testing.assert_close(got, expected)
 
 
 def test_rows_are_spread_and_labelled():
