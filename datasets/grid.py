@@ -6,7 +6,8 @@
 
 One folder a speaker, s1/bbaf2n.mpg; word times in s1/align/bbaf2n.align or align/s1/bbaf2n.align,
 `start end word` a line in 1/25000 s. Writes train.csv, val.csv (tables with start_s, end_s) and
-classes.txt. A sentence is never on both sides; with --split speaker neither is a speaker.
+classes.txt; words.csv has both sides, for split_table.py. A sentence is never on both sides; with
+--split speaker neither is a speaker.
 
 --mouth WxH also writes the videos anew, cut to a box of that size that stands still, where that
 speaker's pixels change most; --box X,Y,W,H says where it is instead.
@@ -214,11 +215,12 @@ def main() -> None:
         for slot, (word, start, end) in zip(SLOTS, words[video]):
             if slot in args.slots:
                 sides[side].append([path, word, start, end, slot, speaker])
-    for name, side in (("train", False), ("val", True)):
+    lists = {"train": sides[False], "val": sides[True], "words": sides[False] + sides[True]}
+    for name, rows in lists.items():
         with open(args.output / f"{name}.csv", "w", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(["path", "label", "start_s", "end_s", "slot", "speaker"])
-            writer.writerows(sides[side])
+            writer.writerows(rows)
     classes = sorted({str(row[1]) for rows in sides.values() for row in rows})
     (args.output / "classes.txt").write_text("".join(f"{word}\n" for word in classes))
     print(

@@ -2,6 +2,7 @@
 
 import csv
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -76,6 +77,12 @@ def test_one_slot_of_other_people_cut_to_the_mouth(corpus, tmp_path, tool):
     moves = frames.std(0) > 20
     assert 2000 < moves.sum() < 2900, "the whole mouth, 60 x 40 pixels, is in the box"
     assert "data.root=" in done.stdout
+    tool(
+        *("datasets/split_table.py", output / "words.csv", "--label", "label", "--group", "path"),
+        *("--not", "label=set", "--val-share", "0.5", "--absolute", "--output", output / "lists"),
+    )
+    (row,) = rows(output / "lists/train.csv")
+    assert Path(row["path"]).exists() and row["slot"] == "command"
 
 
 def test_wrong_words_are_named(corpus, tmp_path, tool):

@@ -95,7 +95,7 @@ pretrained {test["top1"]:.1f}, same start without pretraining {without["top1"]:.
 Look first at, in a browser:
   {out}/pretrain/report.html   what the autoencoder sees and predicts
   {out}/finetune/report.html   curves, accuracy by class, confusions, best and worst videos
-Then:
+Then, with the environment active (. .venv/bin/activate):
   python tools/predict.py {data}/val/closed_open_wide --weights {out}/finetune"""
 
 

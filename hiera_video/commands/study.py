@@ -10,7 +10,7 @@ own initialisation, and another model. Each arm tries every rate with seed 0; th
 on data.val is taken for all seeds, and data.test tells the accuracy. --equal-time gives the arms
 without pretraining its time as steps on labels. Frozen features are probed before and after.
 --also NAME:key=value,.. pretrains in another way, too; --at fine-tunes from earlier checkpoints at
-the rate of the last one.
+the rate of the last one. Probes of frozen features take minutes a seed: --no-probes.
 
 Everything is another command's run in --output, so what is finished is not done again. Writes
 study.json, table.md (mean and standard deviation over the seeds) and study.svg after every arm.
@@ -35,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
     add("--finetune", required=True, metavar="CFG")
     add("--baseline", metavar="CFG", help="another model on the same videos")
     add("--output", type=Path, required=True)
-    add("--budgets", type=float, nargs="+", default=[1.0], help="shares of the labels")
-    add("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    add("--seeds", type=int, default=3)
-    add("--steps", type=int, default=300, help="of fine-tuning")
+    add(
+        "--budgets", type=float, nargs="+", default=[1.0], help="shares of the labels; default: all"
+    )
+    add("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="default: %(default)s")
+    add("--seeds", type=int, default=3, help="default: %(default)s")
+    add("--steps", type=int, default=300, help="of fine-tuning; default: %(default)s")
     add("--also", action="append", default=[], metavar="NAME:key=value,..", help="pretrain so, too")
     add("--at", type=int, nargs="*", default=[], help="fine-tune after these steps, too")
     add("--equal-time", action="store_true", help="pretraining's time as steps on labels")
@@ -73,8 +75,8 @@ def main(args: argparse.Namespace) -> None:
         jobs=args.jobs,
         overrides=tuple(args.overrides),
     )
-    args.output.mkdir(parents=True, exist_ok=True)
     study = Study(settings, lambda line: print(line, flush=True))
+    args.output.mkdir(parents=True, exist_ok=True)
     if study.tunes_on_the_test:
         print("rates are chosen on the test videos themselves: set data.test to a list of its own")
     for results in study.run():

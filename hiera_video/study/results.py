@@ -135,7 +135,7 @@ def _frozen(results: Results) -> str:
     names = list(results.frozen)
     probes = list(results.frozen[names[0]][0])
     titles = ["before its first step" if name == SAME_START else name for name in names]
-    lines = [_row(["frozen features, top-1", *titles]), "|---" * (1 + len(names)) + "|"]
+    lines = [_row(["frozen features, top-1, test", *titles]), "|---" * (1 + len(names)) + "|"]
     for probe in probes:
         cells = [spread([of_seed[probe]["top1"] for of_seed in results.frozen[n]]) for n in names]
         lines.append(_row([probe, *cells]))
@@ -146,10 +146,10 @@ def _curves(results: Results) -> str:
     parts = []
     for name, rows in results.pretraining.items():
         keys = [key for key in SHOWN if any(key in row for row in rows)]
-        lines = [f"Pretraining `{name}`, seed 0:\n"]
+        lines = [f"Pretraining `{name}`, seed 0, on data.val (accuracies in percent):\n"]
         lines += [_row(["step", *[SHOWN[key] for key in keys]]), "|---" * (1 + len(keys)) + "|"]
         for row in rows:
-            cells = [f"{row[key]:.3g}" if key in row else "" for key in keys]
+            cells = [_cell(key, row[key]) if key in row else "" for key in keys]
             lines.append(_row([str(row["step"]), *cells]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -166,6 +166,10 @@ SHOWN = {
     "linear_top1": "linear",
     "linear_in_time_top1": "linear in time",
 }
+
+
+def _cell(key: str, value: float) -> str:
+    return f"{value:.1%}" if key == "explained" else f"{value:.3g}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -219,6 +219,8 @@ class Study:
         config = load_config(run.cfg, overrides)
         if not (output / "test/metrics.json").exists() or not is_of(output, config):
             self._command(output, "run", "--cfg", run.cfg, *overrides)
+            found = results.outcome(run, output, clips_a_step(config))
+            self._say(f"{output.name}: top-1 {found.top1:.1f}, of data.val {found.val_top1:.1f}")
         return results.outcome(run, output, clips_a_step(config))
 
     def _finetune_overrides(self, run: Run) -> list[str]:
@@ -299,7 +301,8 @@ class Study:
     def _command(self, output: Path, *arguments: object) -> None:
         """In a process of its own. Raises UserError or RunStopped with its last line."""
         self._ran = True
-        self._say(f"{output.name}: started")
+        name = output.relative_to(self.settings.output)
+        self._say(f"{name}: started")
         paths = [str(Path(hiera_video.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         threads = max(1, (os.cpu_count() or 1) // self.settings.jobs)
         done = subprocess.run(
@@ -318,7 +321,7 @@ class Study:
             if done.returncode == 2:
                 raise UserError(f"{output}: {last.removeprefix('error: ')}")
             raise RunStopped(f"{output}: exit status {done.returncode}: {last}")
-        self._say(f"{output.name}: done")
+        self._say(f"{name}: done")
 
 
 def write_start(config: Config, file: Path) -> None:
