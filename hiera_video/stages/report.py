@@ -53,7 +53,7 @@ CURVES = (
     Curve("Training loss", "train", ("loss",)),
     Curve("Validation, one view, percent", "val", ("top1", "top5")),
     Curve(
-        "Loss on held-out clips, and without a model",
+        "Loss on held-out clips; without a model: zero, mean of the place, copy in time",
         "probe",
         ("mae_loss", "zero", "position", "copy"),
         log_scale=True,
