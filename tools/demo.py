@@ -9,6 +9,7 @@ over.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,9 +22,17 @@ PRETRAIN = "configs/demo/pretrain.yaml"
 FINETUNE = "configs/demo/finetune.yaml"
 
 
+# glibc gives large buffers back to the system and takes them anew in every step of a small model.
+KEEP_BUFFERS = {
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+}
+
+
 def step(title: str, *command: str) -> None:
     print(f"\n== {title}\n   python {' '.join(command)}", flush=True)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT)
+    environment = {**KEEP_BUFFERS, **os.environ}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment)
     if done.returncode:
         sys.exit(done.returncode)
 
