@@ -217,11 +217,13 @@ class Study:
         output = self.settings.output / run.name
         overrides = self._finetune_overrides(run)
         config = load_config(run.cfg, overrides)
-        if not (output / "test/metrics.json").exists() or not is_of(output, config):
+        there = (output / "test/metrics.json").exists() and is_of(output, config)
+        if not there:
             self._command(output, "run", "--cfg", run.cfg, *overrides)
-            found = results.outcome(run, output, clips_a_step(config))
+        found = results.outcome(run, output, clips_a_step(config))
+        if not there:
             self._say(f"{output.name}: top-1 {found.top1:.1f}, of data.val {found.val_top1:.1f}")
-        return results.outcome(run, output, clips_a_step(config))
+        return found
 
     def _finetune_overrides(self, run: Run) -> list[str]:
         config = load_config(run.cfg, self.settings.overrides)
