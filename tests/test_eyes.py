@@ -3,7 +3,7 @@
 import json
 
 import torch
-from conftest import PRETRAIN, SHORT, start
+from conftest import FINETUNE, PRETRAIN, SHORT, start
 
 from hiera_video.evaluation.eyes import (
     PositionMeans,
@@ -16,6 +16,7 @@ from hiera_video.evaluation.eyes import (
 )
 from hiera_video.evaluation.probe import ridge
 from hiera_video.models import create_hiera_mae
+from hiera_video.stages.watch import at_chance
 from hiera_video.system.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -120,5 +121,21 @@ def test_a_run_says_what_it_learns_beside_its_start(shapes, tmp_path):
         assert abs(row["explained"] - (1 - row["mae_loss"] / best)) < 1e-6
         assert 0 <= row["linear_in_time_top1"] <= 100 and row["rank"] >= 1
     text = (out / "log.txt").read_text()
-    assert "without a model zero" in text and "before the first step" in text
+    assert "without a model: zero" in text and "before the first step" in text
     assert "Share explained" in (out / "report.html").read_text()
+
+
+def test_chance_is_two_standard_errors_wide():
+    assert at_chance(20.0, chance=12.5, videos=64) and at_chance(3.0, chance=12.5, videos=64)
+    assert not at_chance(21.0, chance=12.5, videos=64)
+    assert not at_chance(20.0, chance=12.5, videos=640)
+    assert not at_chance(None, chance=12.5, videos=64), "no video has a label"
+
+
+def test_a_fine_tuning_that_cannot_learn_says_so(shapes, tmp_path):
+    out = tmp_path / "run"
+    overrides = ["init.weights=null", "stages=[train]", "optim.lr=0", "optim.warmup_epochs=9"]
+    start(f"data.root={shapes}", f"output={out}", *SHORT, *overrides, cfg=FINETUNE)
+    text = (out / "log.txt").read_text()
+    assert "the whole run is warm-up" in text
+    assert text.count("no better than chance (12.50)") == 1 and "head_pool=time" in text

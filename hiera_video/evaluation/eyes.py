@@ -25,6 +25,20 @@ from hiera_video.models.mae import MAEOutput, MaskedAutoencoder, gather_rows
 from hiera_video.system.distributed import World
 
 PREDICTORS = ("zero", "position", "copy")
+NAMES = {  # of the figures of a row of metrics.jsonl, for people
+    "mae_loss": "loss, held out",
+    "zero": "zero",
+    "position": "mean of the place",
+    "copy": "copy in time",
+    "explained": "explained",
+    "rank": "effective rank",
+    "token_rank": "effective rank of tokens",
+    "variance": "variance",
+    "token_variance": "variance of tokens",
+    "knn_top1": "nearest neighbours",
+    "linear_top1": "linear",
+    "linear_in_time_top1": "linear in time",
+}
 TOKENS = 8  # places of a map whose tokens are looked at
 LEARNED = 0.05  # share explained, below which nothing beyond the trivial is learned
 COLLAPSED = 0.5  # share of the rank before the first step, below which features have collapsed

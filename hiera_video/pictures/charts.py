@@ -22,6 +22,9 @@ BOTTOM = 26
 MOST_POINTS = 400  # of a line
 MARKED_POINTS = 60  # above which a line has no marks
 DARK = (8, 48, 107)  # of a matrix's largest value; 0 is white
+NAMED_ROWS = 40  # of a matrix, above which names cannot be read
+LONGEST = 24  # letters of a name beside a matrix
+LETTER = 7  # pixels
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,43 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
-def matrix(shares: np.ndarray, *, alt: str, side: int = 480) -> str:
-    """Values from 0 to 1, [rows, columns], as a picture of squares."""
-    cell = max(1, side // max(shares.shape))
+def matrix(shares: np.ndarray, names: Sequence[str], *, alt: str, side: int = 480) -> str:
+    """Values from 0 to 1, [rows, columns], as a picture of squares; names: of a few rows."""
+    cell = max(1, side // len(shares))
     strength = np.sqrt(np.clip(shares, 0, 1))[..., None]  # small shares must be seen too
-    pixels = (255 + strength * (np.array(DARK) - 255)).round().astype(np.uint8)
-    image = Image.fromarray(pixels.repeat(cell, axis=0).repeat(cell, axis=1))
+    colours = (255 + strength * (np.array(DARK) - 255)).round().astype(np.uint8)
+    if len(shares) <= NAMED_ROWS:
+        return _named_matrix(shares, colours, [shortened(name) for name in names], alt, cell)
+    image = Image.fromarray(colours.repeat(cell, axis=0).repeat(cell, axis=1))
     return picture(image, alt=alt, kind="PNG", css="matrix")
+
+
+def _named_matrix(
+    shares: np.ndarray, colours: np.ndarray, names: Sequence[str], alt: str, cell: int
+) -> str:
+    """A drawing of it; squares say what they are when they are pointed at."""
+    margin = 8 + LETTER * max(map(len, names))
+    size = margin + cell * len(names)
+    parts = []
+    for row, name in enumerate(names):
+        middle = margin + cell * (row + 0.5)
+        parts.append(
+            f'<text x="{margin - 6}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>'
+            f'<text transform="translate({middle + 4} {margin - 6}) rotate(-90)">'
+            f"{escape(name)}</text>"
+        )
+        for column, other in enumerate(names):
+            colour = ",".join(map(str, colours[row, column]))
+            place = f'x="{margin + cell * column}" y="{margin + cell * row}"'
+            tip = escape(f"{name}: {shares[row, column]:.1%} taken for {other}")
+            square = f'{place} width="{cell}" height="{cell}" fill="rgb({colour})"'
+            parts.append(f"<rect {square}><title>{tip}</title></rect>")
+    style = f'style="width:{size}px" viewBox="0 0 {size} {size}"'
+    return f'<svg {style} role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def picture(image: Image.Image, *, alt: str, kind: str = "JPEG", css: str = "") -> str:

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from hiera_video.config import Config
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
+from hiera_video.evaluation.eyes import NAMES
 from hiera_video.evaluation.features import read_manifest
 from hiera_video.evaluation.scores import class_name
 from hiera_video.inference import spread_frames
@@ -53,7 +54,7 @@ CURVES = (
     Curve("Training loss", "train", ("loss",)),
     Curve("Validation, one view, percent", "val", ("top1", "top5")),
     Curve(
-        "Loss on held-out clips; without a model: zero, mean of the place, copy in time",
+        "Loss on held-out clips, and of predictors without a model",
         "probe",
         ("mae_loss", "zero", "position", "copy"),
         log_scale=True,
@@ -140,11 +141,11 @@ def _curves(folder: Path) -> str:
     drawn = ""
     for curve in CURVES:
         of_split = [row for row in rows if row["split"] == curve.split]
-        series: dict[str, charts.Points] = {}
+        series: dict[str, charts.Points] = {}  # by its name
         for key in curve.keys:
             points = [(row["step"], row[key]) for row in of_split if row.get(key) is not None]
             high = [point for point in points if point[1] >= curve.lowest]
-            series[key] = high or points
+            series[NAMES.get(key, key)] = high or points
         drawn += charts.curves(curve.title, series, log_scale=curve.log_scale)
     return section("Training", f'<div class="grid2">{drawn}</div>' if drawn else "")
 
@@ -202,7 +203,8 @@ def _confusion(test: Path, names: list[str]) -> str:
     confused = "<p>No video was taken for another class.</p>"
     if pairs:
         confused = table(pairs, ["class", "taken for", "videos"])
-    image = charts.matrix(shares, alt="confusion matrix")
+    of_rows = [class_name(names, label) for label in range(size)]
+    image = charts.matrix(shares, of_rows, alt="confusion matrix")
     note = "Rows are classes, columns predictions, in the order of their numbers."
     left = f'<div>{image}<p class="remark">{note}</p></div>'
     return section("Confusion", f'<div class="side">{left}<div>{confused}</div></div>')

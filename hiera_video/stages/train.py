@@ -177,6 +177,12 @@ class TrainStage:
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
         lines.append(self.describe_learning_rate())
+        warmup = config.optim.warmup_epochs
+        if warmup >= config.train.epochs:
+            lines.append(
+                f"WARNING: optim.warmup_epochs={warmup:g} of train.epochs={config.train.epochs:g}: "
+                "the whole run is warm-up, and the rate never falls"
+            )
         return lines
 
 

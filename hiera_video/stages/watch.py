@@ -5,6 +5,7 @@ beyond predictors without a model, how far features tell videos apart, what simp
 of them, and pictures of what it predicts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from hiera_video.config import Config, MAEConfig
 from hiera_video.data.lists import VideoList
 from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.eyes import (
+    NAMES,
     PREDICTORS,
     PositionMeans,
     clip_losses,
@@ -37,11 +39,13 @@ from hiera_video.system.log import RunLog
 from hiera_video.training.tasks import HiddenDraws, hidden_draws
 
 DRAWN = 4  # videos whose reconstructions are drawn
-PROBES = {
-    "knn_top1": "nearest neighbours",
-    "linear_top1": "linear",
-    "linear_in_time_top1": "linear in time order",
-}
+PROBES = ("knn_top1", "linear_top1", "linear_in_time_top1")
+
+
+AT_CHANCE = (
+    "what usually helps: init.weights of a pretraining, a longer run, another optim.lr, and "
+    "model.head_pool=time where the order of frames tells the classes; docs/training.md"
+)
 
 
 class ProbeLists(NamedTuple):
@@ -87,6 +91,11 @@ class Validation:
             self._log.say(
                 f"val at step {step}: {accuracy_text(accuracy)} of {count} videos, one view each"
             )
+            chance = 100 / self._spec.arguments["num_classes"]
+            if progress == 1 and at_chance(accuracy["top1"], chance, count):
+                self._log.say(
+                    f"WARNING: top-1 is no better than chance ({chance:.2f}); {AT_CHANCE}"
+                )
         return accuracy["top1"] or 0.0
 
 
@@ -129,7 +138,8 @@ class Probe:
         if self._first is None and step == 0:
             self._first = row
         self._log.metrics(row)
-        self._log.say(probe_line(row, self._first))
+        for line in probe_lines(row, self._first):
+            self._log.say(line)
         wrong = warning(row, self._first, progress=progress)
         if wrong:
             self._log.say(f"WARNING: {wrong}")
@@ -227,6 +237,14 @@ class Probe:
         self._log.say(f"reconstructions of {len(first)} videos: {folder}")
 
 
+def at_chance(top1: float | None, chance: float, videos: int) -> bool:
+    """Percent; within two standard errors of what guessing gives on so many videos, or below."""
+    if top1 is None:
+        return False
+    error = math.sqrt(chance * (100 - chance) / videos)
+    return top1 <= chance + 2 * error
+
+
 def seen_by(encoder: Hiera, clips: Tensor) -> dict[str, Tensor]:
     """Pooled features [B, dim], their means over space in time order [B, t * dim], tokens."""
     features, maps = encoder.features_and_maps(clips)
@@ -280,23 +298,26 @@ def figures(labelled: Gathered | None, held_out: Gathered) -> dict[str, float]:
     return row
 
 
-def probe_line(row: Mapping[str, Any], first: Mapping[str, Any] | None) -> str:
+def probe_lines(row: Mapping[str, Any], first: Mapping[str, Any] | None) -> list[str]:
     """For the log: every figure and, in brackets, that before the first step, where it is known."""
+    step = row["step"]
+    if step == 0:
+        first = None
 
     def beside(key: str, form: str) -> str:
-        now = format(row[key], form)
-        return now if first is None or key not in first else f"{now} ({format(first[key], form)})"
+        now = f"{NAMES[key]} {row[key]:{form}}"
+        return now if first is None or key not in first else f"{now} ({first[key]:{form}})"
 
-    parts = [
-        f"probe at step {row['step']} (in brackets: before the first step): "
-        f"loss {row['mae_loss']:.4f} on held-out clips, without a "
-        f"model {', '.join(f'{n} {row[n]:.4f}' for n in PREDICTORS if n in row)}: "
-        f"{row['explained']:.1%} explained",
-        f"effective rank {beside('rank', '.1f')}",
-        f"variance {beside('variance', '.2f')}",
-        f"of tokens {beside('token_rank', '.1f')} and {beside('token_variance', '.2f')}",
+    predictors = [f"{NAMES[name]} {row[name]:.4f}" for name in PREDICTORS if name in row]
+    spread = [beside("rank", ".1f"), beside("token_rank", ".1f")]
+    spread += [beside("variance", ".2f"), beside("token_variance", ".2f")]
+    probes = [beside(key, ".1f") for key in PROBES if key in row]
+    brackets = "" if first is None else " (in brackets: before the first step)"
+    lines = [
+        f"probe at step {step}: loss {row['mae_loss']:.4f} on {row['videos']} held-out videos, "
+        f"{row['explained']:.1%} explained; without a model: {', '.join(predictors)}",
+        f"probe at step {step}{brackets}: {', '.join(spread)}",
     ]
-    for key, title in PROBES.items():
-        if key in row:
-            parts.append(f"{title} {beside(key, '.2f')}")
-    return "; ".join(parts)
+    if probes:
+        lines.append(f"probe at step {step}{brackets}, top-1: {', '.join(probes)}")
+    return lines

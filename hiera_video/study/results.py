@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video.evaluation.eyes import NAMES
 from hiera_video.study.arms import PRETRAINED, SAME_START, Run
 from hiera_video.system.log import read_metrics
 
@@ -147,7 +148,7 @@ def _curves(results: Results) -> str:
     for name, rows in results.pretraining.items():
         keys = [key for key in SHOWN if any(key in row for row in rows)]
         lines = [f"Pretraining `{name}`, seed 0, on data.val (accuracies in percent):\n"]
-        lines += [_row(["step", *[SHOWN[key] for key in keys]]), "|---" * (1 + len(keys)) + "|"]
+        lines += [_row(["step", *[NAMES[key] for key in keys]]), "|---" * (1 + len(keys)) + "|"]
         for row in rows:
             cells = [_cell(key, row[key]) if key in row else "" for key in keys]
             lines.append(_row([str(row["step"]), *cells]))
@@ -155,17 +156,17 @@ def _curves(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-SHOWN = {
-    "mae_loss": "loss, held out",
-    "position": "mean of the place",
-    "copy": "copy in time",
-    "explained": "explained",
-    "rank": "effective rank",
-    "variance": "variance",
-    "knn_top1": "neighbours",
-    "linear_top1": "linear",
-    "linear_in_time_top1": "linear in time",
-}
+SHOWN = (
+    "mae_loss",
+    "position",
+    "copy",
+    "explained",
+    "rank",
+    "variance",
+    "knn_top1",
+    "linear_top1",
+    "linear_in_time_top1",
+)
 
 
 def _cell(key: str, value: float) -> str:
