@@ -1,6 +1,8 @@
 """Every tool starts and says how it is used; the small ones do their job."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,13 @@ TOOLS = sorted(
 @pytest.mark.parametrize("path", TOOLS)
 def test_help(tool, path):
     assert "usage:" in tool(path, "--help").stdout
+
+
+def test_without_the_environment_it_says_so():
+    bare = [sys.executable, "-S", "tools/run_net.py", "--cfg", "configs/K400/hiera_b_16x4.yaml"]
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "activate the environment" in done.stderr
 
 
 def test_flops_tool(tool):

@@ -16,4 +16,12 @@ from hiera_video.system.errors import run_command
 def enter(name: str) -> None:
     """Runs the command with this process's arguments, and exits."""
     script = Path(sys.argv[0]).name
-    run_command(lambda: run_named(name, sys.argv[1:], prog=script))
+    try:
+        run_command(lambda: run_named(name, sys.argv[1:], prog=script))
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {sys.executable} has no {error.name}: activate the environment that "
+            "`make demo` and `make test` make, . .venv/bin/activate",
+            file=sys.stderr,
+        )
+        sys.exit(2)
