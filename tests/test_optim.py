@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from conftest import ROOT
 
-from hiera_video.config import ClassifyConfig, TrainConfig
+from hiera_video.config import ClassifyConfig, TrainConfig, load_config
 from hiera_video.models import create_hiera
 from hiera_video.models.baselines import create_pytorchvideo
 from hiera_video.training.loop import step_seed
@@ -69,6 +70,17 @@ def test_epochs_are_effective():
     )
     assert plan.steps == math.ceil(800 * 240_436 / 512)
     assert plan.warmup == pytest.approx(120 / 3200)
+
+
+@pytest.mark.parametrize("videos", [97, 3_025, 168_913, 240_436])
+def test_what_is_validated_is_saved(videos):
+    """In every config that validates, `checkpoints/best` can be set."""
+    for file in sorted((ROOT / "configs").rglob("*.yaml")):
+        train = load_config(file).train
+        plan = Plan.make(train, OptimConfig(), videos)
+        if train.val_every >= train.save_every:
+            looked_at = range(plan.val_steps, plan.steps + 1, plan.val_steps)
+            assert all(plan.saves_after(step) for step in looked_at), file
 
 
 def test_soft_labels():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hiera_video.system.errors import UserError
 from hiera_video.training.checkpoint import Snapshot, save_checkpoint
+from hiera_video.training.optim import Ema, share_of_first
 
 
 def test_average_of_the_weights(tmp_path, finetune):
@@ -23,8 +24,10 @@ def test_average_of_the_weights(tmp_path, finetune):
     weights = [load_file(f / "model.safetensors") for f in sorted(plain.glob("step_*"))]
     averaged = [load_file(f / "model.safetensors") for f in sorted(ema.glob("step_*"))]
     for k in range(1, len(weights)):
+        decay = min(0.7, (k + 2) / (k + 11))  # of step k + 1
         for name, now in weights[k].items():
-            torch.testing.assert_close(averaged[k][name], 0.7 * averaged[k - 1][name] + 0.3 * now)
+            expected = decay * averaged[k - 1][name] + (1 - decay) * now
+            torch.testing.assert_close(averaged[k][name], expected)
     own = torch.load(ema / "latest/train_state.pt", weights_only=True)
     assert all(torch.equal(own[f"weights.{name}"], t) for name, t in weights[-1].items()), (
         "training is the same"
@@ -43,6 +46,19 @@ def test_average_of_the_weights(tmp_path, finetune):
     assert (half / "test/predictions.csv").read_bytes() == (
         tmp_path / "ema/test/predictions.csv"
     ).read_bytes()
+
+
+def test_an_average_forgets_where_it_began():
+    """In a run of 300 steps, too, whose decay is made for tens of thousands."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average = Ema(model, 0.9995)
+    torch.nn.init.zeros_(model.weight)
+    for step in range(1, 301):
+        average.update(model, step)
+    assert average.average["weight"].item() == pytest.approx(share_of_first(0.9995, 300), abs=1e-7)
+    assert share_of_first(0.9995, 300) < 1e-9
+    assert 0 < share_of_first(0.7, 3) < 0.7**3, "the decay begins low"
 
 
 def test_accumulated_gradients_are_the_same_training(tmp_path, finetune, shapes):
@@ -120,6 +136,14 @@ def test_checkpoints_that_stay_and_the_best(tmp_path, finetune):
         s for s in accuracy if accuracy[s] == accuracy[best]
     )
     assert set(found) == {6, 12, best}
+
+
+def test_the_best_is_saved_between_two_checkpoints(tmp_path, finetune):
+    more = ["stages=[train]", "train.epochs=2", "train.save_every=99", "train.val_every=0.5"]
+    start(*finetune("run", *more))
+    accuracy = {r["step"]: r["top1"] for r in rows(tmp_path / "run", "val")}
+    best = int((tmp_path / "run/checkpoints/best").resolve().name[5:])
+    assert len(accuracy) == 4 and accuracy[best] == max(accuracy.values())
 
 
 def test_a_former_best_goes_with_the_old_ones(tmp_path):

@@ -48,10 +48,13 @@ class Keeper:
         kept = self._state.weights_to_keep()
         return {name: full_tensor(tensor.detach()) for name, tensor in kept.items()}
 
-    def note_validation(self, step: int, top1: float) -> None:
-        if top1 > self._best:
+    def note_validation(self, step: int, top1: float) -> bool:
+        """top1: rank 0's counts. Returns whether it is the best so far."""
+        is_best = self._world.share(top1 > self._best)
+        if is_best:
             self._best = top1
             self._best_step = step
+        return is_best
 
     def save(self, step: int) -> None:
         """Raises RunStopped where the disk does not take it."""

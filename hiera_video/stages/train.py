@@ -27,7 +27,7 @@ from hiera_video.training.checkpoint import (
 )
 from hiera_video.training.interval import BadVideos
 from hiera_video.training.loop import TrainRun, train
-from hiera_video.training.optim import Ema, make_optimizer
+from hiera_video.training.optim import Ema, make_optimizer, share_of_first
 from hiera_video.training.plan import Plan
 
 
@@ -177,6 +177,12 @@ class TrainStage:
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
         lines.append(self.describe_learning_rate())
+        if config.train.ema:
+            left = share_of_first(config.train.ema, self.plan.steps)
+            lines.append(
+                f"train.ema={config.train.ema:g}: the average is what is validated and kept; "
+                f"{left:.2%} of it are the weights before the first step, at the end"
+            )
         warmup = config.optim.warmup_epochs
         if warmup >= config.train.epochs:
             lines.append(
@@ -207,12 +213,11 @@ class StageHooks:
     def stop_requested(self) -> str:
         return self._signals.name
 
-    def look(self, step: int) -> None:
+    def look(self, step: int) -> bool:
         if self._watch is None:
-            return
+            return False
         top1 = self._watch.look(step, self._keeper.weights(), progress=step / self._steps)
-        if top1 is not None:
-            self._keeper.note_validation(step, top1)
+        return top1 is not None and self._keeper.note_validation(step, top1)
 
     def save(self, step: int) -> None:
         self._keeper.save(step)

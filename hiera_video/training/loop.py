@@ -45,8 +45,8 @@ class Hooks(Protocol):
     def stop_requested(self) -> str:
         """Who asks the run to stop; empty if nobody does."""
 
-    def look(self, step: int) -> None:
-        """Validation or probe."""
+    def look(self, step: int) -> bool:
+        """Validation or probe. Returns whether it is the best so far, on all ranks."""
 
     def save(self, step: int) -> None: ...
 
@@ -104,12 +104,13 @@ def train(
             interrupted = settled.stop
             interval = Interval()
 
+        best = False
         if plan.looks_after(step):
-            hooks.look(step)
+            best = hooks.look(step)
             run.task.train()
             interval.since = time.monotonic()
         # Last: what belongs to this step is on the disk before the step counts as done.
-        if plan.saves_after(step) or interrupted:
+        if plan.saves_after(step) or interrupted or best:
             hooks.save(step)
         if interrupted and step < plan.steps:
             raise Interrupted(
@@ -144,7 +145,7 @@ def take_step(run: TrainRun, batch: Batch, step: int, lr: float) -> tuple[Tensor
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
-        run.ema.update(run.task.model)
+        run.ema.update(run.task.model, step)
     return loss, norm
 
 

@@ -78,6 +78,8 @@ class Ema:
     """An exponential moving average of a model's parameters.
 
     average = decay * average + (1 - decay) * weights
+
+    The decay begins low, so that a short run does not end with the weights it began with.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -85,9 +87,21 @@ class Ema:
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
+        """After that step, counted from 1."""
         weights = [p.detach() for _, p in model.named_parameters()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)
+        decay = ema_decay(self.decay, step)
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Of that step: `decay`, or less where the average is still young (as timm and TensorFlow)."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def share_of_first(decay: float, steps: int) -> float:
+    """What an average holds of the weights before the first step, after `steps` of them."""
+    return math.prod(ema_decay(decay, step) for step in range(1, steps + 1))
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -23,6 +23,12 @@ class Plan:
     def make(cls, config: TrainConfig, optim: OptimConfig, num_videos: int) -> "Plan":
         per_epoch = num_videos / (config.batch_size * config.repeats)
         save_steps = max(round(config.save_every * per_epoch), 1)
+        val_steps = 0
+        if config.val_every >= config.save_every:
+            # What is validated is what is kept.
+            val_steps = save_steps * max(round(config.val_every / config.save_every), 1)
+        elif config.val_every:
+            val_steps = max(round(config.val_every * per_epoch), 1)
         keep_steps = 0
         if config.keep_every:
             # A checkpoint can stay only where one is written.
@@ -34,7 +40,7 @@ class Plan:
             warmup=min(optim.warmup_epochs / config.epochs, 1.0),
             save_steps=save_steps,
             keep_steps=keep_steps,
-            val_steps=max(round(config.val_every * per_epoch), 1) if config.val_every else 0,
+            val_steps=val_steps,
             lr_scale=config.batch_size / optim.reference_batch if scales else 1.0,
         )
 
