@@ -1,5 +1,6 @@
 """How a run ends early: real signals and kills, real full disks, ranks that never come."""
 
+import math
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ from run_folders import launch, rows, state, wait_for_step
 from safetensors.torch import load_file
 
 from hiera_video.system.errors import RunStopped
+from hiera_video.training import loop
 from hiera_video.training.checkpoint import newest_whole
+from hiera_video.training.optim import clip_gradients
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
@@ -124,6 +127,42 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(
     assert all(torch.isfinite(t).all() for t in weights.values())
     names = (kept / "videos.txt").read_text().split()
     assert names and all((shapes / n).exists() for n in names)
+
+
+@pytest.mark.parametrize("poisoned, stops", [({3, 5, 6}, False), ({4, 5, 6}, True)])
+def test_some_gradients_that_are_not_finite_are_left_out(
+    tmp_path, finetune, monkeypatch, poisoned, stops
+):
+    """Up to two in a row, also across lines of the log; the third stops the run."""
+    taken = 0
+
+    def clip(parameters, limit):
+        nonlocal taken
+        taken += 1
+        parameters = list(parameters)
+        if taken in poisoned:
+            parameters[0].grad.fill_(float("nan"))
+        return clip_gradients(parameters, limit)
+
+    monkeypatch.setattr(loop, "clip_gradients", clip)
+    run = [
+        *finetune("run", "stages=[train]", "train.epochs=4", "train.save_every=4"),
+        "train.log_every=5",
+    ]
+    if stops:
+        with pytest.raises(RunStopped, match=r"in step 4, 5, .*3 in a row.*\.mp4|in step 6.*"):
+            start(*run)
+        return
+    start(*run)
+    text = (tmp_path / "run/log.txt").read_text()
+    assert "WARNING: gradients not finite in step 3, 5: skipped" in text and ".mp4" in text
+    assert "gradients not finite in step 6: skipped" in text
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found] == [5, 8]
+    assert all(math.isfinite(row["loss"]) for row in found)
+    assert found[0]["grad_norm"] is None, "of step 5"
+    weights = load_file(tmp_path / "run/checkpoints/latest/model.safetensors")
+    assert all(torch.isfinite(t).all() for t in weights.values())
 
 
 def test_ranks_stop_together(tmp_path, finetune):

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "train.parallel",
     "train.compile",
     "train.recompute_stages",
+    "train.max_skipped",
     "train.log_every",
     "train.save_every",
     "train.keep",

@@ -39,6 +39,8 @@ class TrainConfig:
     recompute_stages: tuple[int, ...] = ()
     # Decay of an average of the weights, which is then kept and tested; 0 is off.
     ema: float = 0.0
+    # Steps in a row whose gradients are not finite, at which the run stops; they reach no weights.
+    max_skipped: int = 3
     # Steps from one line of the log to the next.
     log_every: int = 10
     # Effective epochs from one checkpoint to the next.
@@ -53,9 +55,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_one_of("train.precision", self.precision, PRECISIONS)
         require_one_of("train.parallel", self.parallel, PARALLELS)
-        require_positive(
-            "train", self, "epochs batch_size repeats accumulate log_every save_every keep"
-        )
+        require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
+        require_positive("train", self, "log_every save_every keep")
         require_not_negative("train", self, "val_every keep_every")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema={self.ema} must be at least 0 and less than 1")

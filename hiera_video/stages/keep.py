@@ -75,8 +75,7 @@ class Keeper:
     def stop(self, step: int, reason: str, rows: list[int], videos: VideoList) -> NoReturn:
         """Keeps the state apart from the checkpoints, with the names of the rows' videos."""
         folder = self._output / "stopped" / f"step_{step:09d}"
-        of_ranks = self._world.gather_all(rows)
-        names = [videos.written(row) for rows_of_rank in of_ranks for row in rows_of_rank]
+        names = self.names_of(rows, videos)
         snapshot = self._snapshot(step)
 
         def write() -> None:
@@ -86,12 +85,21 @@ class Keeper:
             (folder / "videos.txt").write_text(text, errors="surrogateescape")
 
         self._world.on_main(write)
-        shown = ", ".join(names[:NAMED])
-        if len(names) > NAMED:
-            shown += f" and {len(names) - NAMED} more"
         raise RunStopped(
-            f"{reason}; none of it reached the weights; videos: {shown}; the state is in {folder}"
+            f"{reason}; none of it reached the weights; videos: {some_of(names)}; "
+            f"the state is in {folder}"
         )
+
+    def names_of(self, rows: list[int], videos: VideoList) -> list[str]:
+        """Of the rows of all ranks."""
+        of_ranks = self._world.gather_all(rows)
+        return [videos.written(row) for rows_of_rank in of_ranks for row in rows_of_rank]
 
     def _snapshot(self, step: int) -> Snapshot:
         return Snapshot.take(step, self._state, metadata=self._metadata, world=self._world)
+
+
+def some_of(names: list[str]) -> str:
+    """For a message."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -11,7 +11,7 @@ from hiera_video.config import Config
 from hiera_video.data.lists import VideoList
 from hiera_video.models.weights import LoadReport, load_weights
 from hiera_video.stages.inputs import Input
-from hiera_video.stages.keep import Keeper
+from hiera_video.stages.keep import Keeper, some_of
 from hiera_video.stages.watch import Probe, ProbeLists, Validation
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
@@ -86,7 +86,7 @@ class TrainStage:
                     first_step=first_step,
                     world=world,
                 ),
-                StageHooks(keeper, watch, self.videos, signals, steps=self.plan.steps),
+                StageHooks(keeper, watch, self.videos, signals, log, steps=self.plan.steps),
                 log=log,
                 bad_videos=BadVideos(
                     self.videos.written,
@@ -201,6 +201,7 @@ class StageHooks:
         watch: Validation | Probe | None,
         videos: VideoList,
         signals: StopSignals,
+        log: RunLog,
         *,
         steps: int,
     ):
@@ -208,6 +209,7 @@ class StageHooks:
         self._watch = watch
         self._videos = videos
         self._signals = signals
+        self._log = log
         self._steps = steps
 
     def stop_requested(self) -> str:
@@ -221,6 +223,10 @@ class StageHooks:
 
     def save(self, step: int) -> None:
         self._keeper.save(step)
+
+    def skipped(self, what: str, rows: list[int]) -> None:
+        names = self._keeper.names_of(rows, self._videos)
+        self._log.say(f"WARNING: {what}: skipped, the weights stay; videos: {some_of(names)}")
 
     def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
         self._keeper.stop(step, reason, rows, self._videos)

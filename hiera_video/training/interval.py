@@ -4,6 +4,7 @@ The loop waits for the device only once in an interval; here the ranks agree on 
 since: the loss, gradients that were not finite, videos that could not be read, a request to stop.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +25,7 @@ WAITS_LONG = 0.05  # share of the time spent waiting for data, above which the l
 class Settled(NamedTuple):
     """An interval, on all ranks alike."""
 
-    loss: float  # mean over the interval and the ranks
+    loss: float  # mean over the ranks and the steps that were not skipped
     grad_norm: float  # of the last step, before clipping
     skipped: list[int]  # steps of the interval, from 0, whose gradients were not finite
     stop: bool  # some rank is asked to stop
@@ -53,11 +54,12 @@ class Interval:
 
         The gradients' norm is the same on all ranks; the rest is averaged over them.
         """
-        finite = torch.isfinite(torch.stack(self.norms)).float()
-        loss = torch.stack(self.losses).mean()[None].float()
-        norm = self.norms[-1][None].float()
+        norms = torch.stack(self.norms).float()
+        finite = torch.isfinite(norms)
+        losses = torch.stack(self.losses).float()
+        loss = losses.where(finite, 0).sum() / finite.sum()
         flags = torch.tensor([float(stop), float(bad)], device=finite.device)
-        seen = world.mean(torch.cat([loss, norm, finite, flags])).tolist()
+        seen = world.mean(torch.cat([loss[None], norms[-1:], finite.float(), flags])).tolist()
         skipped = [k for k, share in enumerate(seen[2:-2]) if share < 1]
         return Settled(seen[0], seen[1], skipped, seen[-2] > 0, seen[-1] > 0)
 
@@ -89,9 +91,9 @@ class IntervalLog:
                 "split": "train",
                 "step": step,
                 "epoch": epoch,
-                "loss": settled.loss,
+                "loss": _if_finite(settled.loss),
                 "lr": lr,
-                "grad_norm": settled.grad_norm,
+                "grad_norm": _if_finite(settled.grad_norm),
                 "clips_per_s": speed,
                 "data_wait": waiting,
                 "memory_gib": peak_gib(self._world.device),
@@ -109,6 +111,26 @@ class IntervalLog:
                 "re-encode the videos once (datasets/resize_videos.py), or take more clips from a "
                 "decode (train.repeats)"
             )
+
+
+def _if_finite(value: float) -> float | None:
+    """JSON knows no others."""
+    return value if math.isfinite(value) else None
+
+
+class SkippedSteps:
+    """Steps whose gradients were not finite: the optimizer left them out."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0  # at the end of the last interval
+
+    def note(self, skipped: list[int], steps: int) -> int:
+        """Of an interval of so many steps. Returns how many followed each other at the most."""
+        longest = 0
+        for k in range(steps):
+            self.in_a_row = self.in_a_row + 1 if k in skipped else 0
+            longest = max(longest, self.in_a_row)
+        return longest
 
 
 class BadVideos:

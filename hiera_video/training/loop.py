@@ -19,7 +19,7 @@ from hiera_video.data.dataset import Batch
 from hiera_video.system.distributed import World, autocast
 from hiera_video.system.errors import Interrupted, RunStopped
 from hiera_video.system.log import RunLog
-from hiera_video.training.interval import BadVideos, Interval, IntervalLog
+from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
 from hiera_video.training.plan import Plan
 
@@ -50,6 +50,9 @@ class Hooks(Protocol):
 
     def save(self, step: int) -> None: ...
 
+    def skipped(self, what: str, rows: list[int]) -> None:
+        """Steps were left out, for the reason `what`; rows: as in `stopped`."""
+
     def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
         """Keeps the state of a run that cannot go on, and raises RunStopped.
 
@@ -68,14 +71,15 @@ def train(
 ) -> None:
     """Takes the steps after the first `first_step` ones; `batches` begins with theirs.
 
-    Raises Interrupted after the state was saved; RunStopped at a gradient that is not finite, or
-    too many bad videos.
+    Raises Interrupted after the state was saved; RunStopped at gradients that are not finite in
+    too many steps in a row, or too many bad videos.
     """
     run.task.train()
     plan = run.plan
     progress = log.progress(plan.steps, what="train", unit="steps", done=first_step)
     interval_log = IntervalLog(log, plan, run.world, log_every=run.config.log_every)
     interval = Interval()
+    skipped_steps = SkippedSteps()
     batches = iter(batches)
     for step in range(first_step + 1, plan.steps + 1):
         batch = next_batch(batches, interval, bad_videos)
@@ -95,11 +99,16 @@ def train(
             settled = interval.settle(run.world, stop=asked, bad=bool(bad_videos.new))
             if settled.bad:
                 bad_videos.settle(run.world)
+            in_a_row = skipped_steps.note(settled.skipped, len(interval.losses))
             if settled.skipped:
                 first = step - len(interval.losses)
                 steps = ", ".join(str(first + k + 1) for k in settled.skipped)
+                what = f"gradients not finite in step {steps}"
                 rows = interval.rows_of(settled.skipped)
-                hooks.stopped(step, f"gradients not finite in step {steps}", rows)
+                if in_a_row >= run.config.max_skipped:
+                    limit = f"train.max_skipped={run.config.max_skipped} in a row"
+                    hooks.stopped(step, f"{what}, {limit}", rows)
+                hooks.skipped(what, rows)
             interval_log.write(step, settled, interval, lr=lr, left=progress.eta())
             interrupted = settled.stop
             interval = Interval()
