@@ -1,6 +1,9 @@
 """What a training keeps: weights and their average, checkpoints, whole or damaged."""
 
+import os
 import shutil
+import stat
+import subprocess
 
 import pytest
 import torch
@@ -153,6 +156,38 @@ def test_a_former_best_goes_with_the_old_ones(tmp_path):
         save_checkpoint(tmp_path, snapshot, keep=1, best=True)
     assert [p.name for p in tmp_path.glob("step_*")] == ["step_000000011"]
     assert (tmp_path / "best").readlink().name == "step_000000011"
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path):
+    """One that is a mount point; it goes when it can."""
+    state = torch.nn.Linear(1, 1).state_dict()
+    said = []
+
+    def save(step):
+        save_checkpoint(tmp_path, Snapshot(step, state, {}, {}), keep=1, say=said.append)
+
+    save(1)
+    old = tmp_path / "step_000000001"
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", old], capture_output=True).returncode:
+        pytest.skip("cannot mount a file system here")
+    try:
+        save(2)
+        assert len(said) == 1 and "step_000000001" in said[0] and "cannot be removed" in said[0]
+    finally:
+        subprocess.run(["umount", old], check=True)
+    save(3)
+    assert [p.name for p in tmp_path.glob("*step_*")] == ["step_000000003"] and len(said) == 1
+
+
+def test_colleagues_can_read_what_is_written(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        step = save_checkpoint(
+            tmp_path, Snapshot(1, torch.nn.Linear(1, 1).state_dict(), {}, {}), keep=1
+        )
+    finally:
+        os.umask(mask)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in step.iterdir()} == {0o644}
 
 
 def test_learning_rate_follows_the_batch(tmp_path, finetune):

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hiera_video.commands.arguments import make_parser
 from hiera_video.models.weights import metadata_entry, read_weights
 from hiera_video.models.zoo import create_model, hiera_arguments, list_models
 from hiera_video.system.errors import UserError
+from hiera_video.system.tensors import save_file
 
 HEAD = "head.projection.bias"
 

@@ -25,10 +25,15 @@ def _affine(
     translate: tuple[int, int] = (0, 0),
     shear: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
+    center = [0, 0] if any(shear) else None  # the recipes shear about the corner
     return F.affine(
         clip, angle=angle, translate=list(translate), scale=1.0, shear=list(shear),
-        interpolation=InterpolationMode.BILINEAR, fill=FILL,
+        interpolation=InterpolationMode.BILINEAR, fill=FILL, center=center,
     )  # fmt: skip
+
+
+def _solarize(clip: Tensor, threshold: int) -> Tensor:
+    return clip if threshold > 255 else F.solarize(clip, threshold=threshold)
 
 
 def _solarize_add(clip: Tensor, amount: int) -> Tensor:
@@ -47,7 +52,7 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "invert": lambda x, level, sign: F.invert(x),
     "rotate": lambda x, level, sign: _affine(x, angle=sign * level * 30),
     "posterize": lambda x, level, sign: F.posterize(x, max(4 - int(level * 4), 0)),
-    "solarize": lambda x, level, sign: F.solarize(x, threshold=256 - min(int(level * 256), 256)),
+    "solarize": lambda x, level, sign: _solarize(x, 256 - min(int(level * 256), 256)),
     "solarize_add": lambda x, level, sign: _solarize_add(x, min(int(level * 110), 128)),
     "color": lambda x, level, sign: F.adjust_saturation(x, 1 + sign * level * 0.9),
     "contrast": lambda x, level, sign: F.adjust_contrast(x, 1 + sign * level * 0.9),

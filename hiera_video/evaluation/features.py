@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hiera_video.data.dataset import Batch
 from hiera_video.data.lists import VideoList
 from hiera_video.system.distributed import World
 from hiera_video.system.files import written_whole
+from hiera_video.system.tensors import save_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = ".parts"

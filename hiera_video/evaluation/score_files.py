@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hiera_video.data.lists import VideoList
 from hiera_video.evaluation.scores import TOP, VideoScore, ViewScores, hits, ranked
 from hiera_video.system.files import write_json, written_whole
+from hiera_video.system.tensors import save_file
 
 
 def write_test(

@@ -51,7 +51,13 @@ def open_run_folder(
     def claim() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            locks.append(FolderLock(folder))
+            lock = FolderLock(folder)
+            locks.append(lock)
+            if lock.missing:
+                notes.append(
+                    f"WARNING: the file system of {folder} does not lock files ({lock.missing}): "
+                    "nothing keeps a second run out of it"
+                )
             notes.extend(claim_folder(folder, config))
             card = run_card(config, world, inputs)
             card["lists"] = earlier_lists(folder, card["lists"]) | card["lists"]

@@ -1,5 +1,6 @@
 """What a training run leaves on the disk: checkpoints, the best one, the state it stopped in."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ class Keeper:
         plan: Plan,
         world: World,
         best: float,
+        say: Callable[[str], None],
     ):
         self._output = output
         self._state = state
@@ -42,6 +44,7 @@ class Keeper:
         self._world = world
         self._best = best  # top-1 in validation so far
         self._best_step = 0
+        self._say = say
 
     def weights(self) -> dict[str, Tensor]:
         """What a checkpoint would hold now, put together, on all ranks."""
@@ -68,6 +71,7 @@ class Keeper:
                 keep=self._config.keep,
                 keep_steps=self._plan.keep_steps,
                 best=self._best_step == step,
+                say=self._say,
             )
 
         self._world.on_main(write)

@@ -153,6 +153,7 @@ class TrainStage:
             plan=self.plan,
             world=self.world,
             best=log.best_validation(self.plan.steps)[0],
+            say=log.say,
         )
 
     def _watch(self, log: RunLog) -> Validation | Probe | None:

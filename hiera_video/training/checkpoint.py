@@ -19,16 +19,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hiera_video.models.weights import metadata_entry
 from hiera_video.system.distributed import World, full_tensor, placed_like
 from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.files import sha256_of
+from hiera_video.system.tensors import save_file
 from hiera_video.training.optim import Ema
 
 TEMPORARY = ".writing_"
+REMOVED = ".removing_"
 FILES = ("model.safetensors", "train_state.pt")
 CHECKSUMS = "checksums.json"
 
@@ -85,7 +86,13 @@ class Snapshot:
 
 
 def save_checkpoint(
-    folder: Path, snapshot: Snapshot, *, keep: int, keep_steps: int = 0, best: bool = False
+    folder: Path,
+    snapshot: Snapshot,
+    *,
+    keep: int,
+    keep_steps: int = 0,
+    best: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Writes the checkpoint of `step`, makes it `latest`, and `best` if it is; removes older ones.
 
@@ -118,7 +125,10 @@ def save_checkpoint(
         raise RunStopped(
             f"cannot write the checkpoint of step {step} to {folder}: {e}; {left}"
         ) from e
-    _remove_old(folder, keep, keep_steps)
+    try:
+        _remove_old(folder, keep, keep_steps)
+    except OSError as e:  # such as a file that another machine has open
+        say(f"an old checkpoint cannot be removed, and is tried again at the next one: {e}")
     return final
 
 
@@ -127,7 +137,10 @@ def _remove_old(folder: Path, keep: int, keep_steps: int) -> None:
     for old in sorted(folder.glob("step_*"))[:-keep]:
         stays = keep_steps and checkpoint_step(old) % keep_steps == 0
         if old.name != best and not stays:
-            shutil.rmtree(old)
+            # What is half removed must not pass for a checkpoint.
+            old.rename(folder / f"{REMOVED}{old.name}")
+    for removed in folder.glob(f"{REMOVED}*"):
+        shutil.rmtree(removed)
 
 
 def write_state(folder: Path, snapshot: Snapshot) -> None:
@@ -204,7 +217,9 @@ def restore(checkpoint: Path, state: TrainState) -> None:
     The model was loaded from the checkpoint before. Where an average is kept it holds that; then
     the weights themselves are brought back, too.
     """
-    stored = torch.load(checkpoint / "train_state.pt", map_location="cpu", weights_only=True)
+    file = checkpoint / "train_state.pt"
+    # Mapped, and copied tensor by tensor: every rank of a machine reads the same pages.
+    stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if state.ema is not None:
         with torch.no_grad():
             for name, parameter in state.model.named_parameters():
@@ -222,8 +237,8 @@ def restore(checkpoint: Path, state: TrainState) -> None:
 def _placed_with(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A tensor of the optimizer's state beside its parameter."""
     if value.shape == parameter.shape:
-        return placed_like(value, parameter)
-    return value.to(parameter.device)
+        return placed_like(value.clone(), parameter)
+    return value.clone().to(parameter.device)
 
 
 def _flush(path: Path) -> None:

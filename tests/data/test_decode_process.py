@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -207,6 +208,23 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
 
 def first_frames(count, fps, rng):
     return np.arange(4)[None]
+
+
+def test_more_files_are_open_than_select_knows(video):
+    """1,024 of them, as in a job with many workers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = []
+    try:
+        held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+        process = DecodeProcess(timeout_s=60)
+        with process.open(video, "auto") as reader:
+            assert reader.get([0]).shape[0] == 1
+        process.close()
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_stop_signals_do_not_reach_the_decoder(video):

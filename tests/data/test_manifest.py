@@ -1,7 +1,10 @@
 """The manifest of packet scans: what it saves, and that it never lies."""
 
+import json
 import os
 import shutil
+import sqlite3
+import zlib
 
 import numpy as np
 import pytest
@@ -59,6 +62,24 @@ def test_a_broken_one_is_no_obstacle(video, tmp_path, content):
     file.write_bytes(content)
     with open_video(video, manifest=Manifest(file)) as v:
         assert v.get([0]).shape[0] == 1
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "another version"])
+def test_an_entry_that_cannot_be_read_is_written_anew(video, tmp_path, scans, wrong):
+    file = tmp_path / "manifest.sqlite"
+    with open_video(video, manifest=Manifest(file)):
+        pass
+    with sqlite3.connect(file) as connection:
+        (scan,) = connection.execute("SELECT scan FROM scans").fetchone()
+        content = json.loads(zlib.decompress(scan)) | {"a_field_of_tomorrow": 1}
+        later = zlib.compress(json.dumps(content).encode())
+        entry = scan[:-5] if wrong == "damaged" else later
+        connection.execute("UPDATE scans SET scan = ?", (entry,))
+    connection.close()
+    for _ in range(2):
+        with open_video(video, manifest=Manifest(file)) as v:
+            assert v.get([0]).shape[0] == 1
+    assert len(scans) == 2, "once at the beginning, once for the entry that was wrong"
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(video):

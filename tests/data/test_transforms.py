@@ -87,6 +87,26 @@ def test_randaugment_is_seeded_and_sometimes_leaves_a_clip_alone():
     assert torch.equal(outs[3], rand_augment(image, magnitude=7.0, rng=np.random.default_rng(3)))
 
 
+@pytest.mark.parametrize("magnitude", [0.0, 0.2, 1.0])
+def test_randaugment_takes_low_magnitudes(magnitude):
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        assert rand_augment(frames(), magnitude=magnitude, rng=rng).shape == frames().shape
+    assert torch.equal(OPERATIONS["solarize"](frames(), 0.0, 1), frames()), "nothing is so bright"
+
+
+@pytest.mark.parametrize("name, dim", [("shear_x", -1), ("shear_y", -2)])
+def test_shears_are_about_the_corner(name, dim):
+    """As PIL's, which the recipes use: a bar moves with its distance from the first line."""
+    clip = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    clip.select(dim, 32).fill_(255)  # a line along the other dimension
+    sheared = OPERATIONS[name](clip, 1.0, 1)[0, 0].float()
+    lines = sheared if dim == -1 else sheared.T
+    places = lines[:, 8:56].argmax(1) + 8
+    assert abs(places[0] - 32) <= 1, "the first line stays"
+    assert abs(abs(places[63] - 32) - 0.3 * 63) <= 1.5, "the last one moves by 0.3 of its distance"
+
+
 def test_erasing_fills_the_box_after_normalisation():
     clips = torch.full((3, 3, 4, 32, 32), 200, dtype=torch.uint8)
     erase = torch.tensor([[0, 0, 0, 0], [4, 6, 20, 24], [4, 6, 20, 24]])

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from hiera_video.data.decode.packets import VideoInfo, stamp
 from hiera_video.data.decode.process import BoundedReader, DecodeFailure
 from hiera_video.system.errors import VideoError
 from hiera_video.system.files import written_whole
+from hiera_video.system.tensors import save_file
 
 MOST_BYTES = 256 << 20  # of a video's frames
 MEASURED_EVERY = 64 << 20  # bytes that a process writes

@@ -172,10 +172,14 @@ class Manifest:
         )
         if not rows:
             return None
-        content = json.loads(zlib.decompress(rows[0][0]))
-        content["pts"] = np.cumsum(content["pts"], dtype=np.int64).tolist()
-        content["keyframes"] = [(pts, seek) for pts, seek in content["keyframes"]]
-        return Packets(**{**content, "remarks": tuple(content["remarks"])})
+        try:
+            content = json.loads(zlib.decompress(rows[0][0]))
+            content["pts"] = np.cumsum(content["pts"], dtype=np.int64).tolist()
+            content["keyframes"] = [(pts, seek) for pts, seek in content["keyframes"]]
+            return Packets(**{**content, "remarks": tuple(content["remarks"])})
+        # Damaged, or of another version: the file is scanned again, and the entry replaced.
+        except (zlib.error, ValueError, TypeError, KeyError):
+            return None
 
     def add(self, path: str, packets: Packets) -> None:
         content = asdict(packets)

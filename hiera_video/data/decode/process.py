@@ -202,13 +202,20 @@ def _read(pipe: BinaryIO, size: int, deadline: float | None) -> bytes:
     data = b""
     while len(data) < size:
         left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and (left <= 0 or not select.select([pipe], [], [], left)[0]):
+        if left is not None and (left <= 0 or not _readable(pipe, left)):
             raise TimeoutError
         part = os.read(pipe.fileno(), size - len(data))
         if not part:
             raise EOFError
         data += part
     return data
+
+
+def _readable(pipe: BinaryIO, wait_s: float) -> bool:
+    """Whether something comes within that time. Unlike select, poll takes any descriptor."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(wait_s * 1e3))
 
 
 def _memory_file() -> BinaryIO:
