@@ -69,15 +69,18 @@ def test_two_ranks_train_as_one(tmp_path, finetune):
 
 
 def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
-    """As when the last video of a list is hours long."""
+    """As when the last video of a list is hours long, or a disk fails over during a step."""
     program = tmp_path / "program.py"
     program.write_text(
         "import time\n"
+        "import torch\n"
         "from hiera_video.system.distributed import join_world\n"
         "with join_world('cpu', wait_s=4) as world:\n"
         "    world.barrier()\n"
         "    time.sleep(6 * world.rank)\n"
         "    assert world.share(len(world.gather(1))) == 2\n"
+        "    time.sleep(6 * world.rank)\n"
+        "    assert world.mean(torch.ones(1)).item() == 1\n"
     )
     launch = [
         sys.executable,

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "stages",
     "device",
     "join_timeout_s",
+    "step_timeout_s",
     "data.num_workers",
     "data.decode_timeout_s",
     "data.manifest",

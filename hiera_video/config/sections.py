@@ -285,8 +285,10 @@ class Config:
     seed: int = 0
     # auto, cpu or cuda.
     device: str = "auto"
-    # Seconds for the ranks of a run to find each other, and for one that waits in a step.
+    # Seconds for the ranks of a run to find each other.
     join_timeout_s: float = 300.0
+    # Seconds that a rank waits for the others in a step, whose videos may lie on a slow disk.
+    step_timeout_s: float = 1800.0
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)

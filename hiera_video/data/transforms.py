@@ -13,6 +13,7 @@ after normalisation.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -186,6 +187,13 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, C, 1, 1, 1]; moved once, as each move would wait for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+
+
 def normalise(
     clips: Tensor,
     mean: Sequence[float] = MEAN,
@@ -199,8 +207,8 @@ def normalise(
     erase: boxes [N, 4] that are filled with normal noise. seeds: of that noise, clip by clip, so
     that it does not depend on the rest of the batch. Both are read on the host: keep them there.
     """
-    shift = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
-    scale = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)
+    shift = _on_device(tuple(mean), clips.device)
+    scale = _on_device(tuple(std), clips.device)
     x = (clips.float() / 255 - shift) / scale
     if erase is not None and seeds is not None:
         generator = torch.Generator(device=x.device)

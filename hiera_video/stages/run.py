@@ -4,6 +4,7 @@ output/  config.yaml run.json log.txt metrics.jsonl tb/ checkpoints/ test/ featu
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class Stage(Protocol):
 
 def run(config: Config) -> None:
     """Runs every stage that is not finished. Raises UserError, RunStopped."""
-    with join_world(config.device, wait_s=config.join_timeout_s) as world:
+    with join(config) as world:
         # What can be wrong is found here, with nothing written.
         inputs = read_inputs(config)
         stages = [make_stage(name, config, world, inputs) for name in config.stages]
@@ -49,6 +50,12 @@ def run(config: Config) -> None:
             log.close()
 
 
+def join(config: Config) -> AbstractContextManager[World]:
+    return join_world(
+        config.device, wait_s=config.join_timeout_s, step_wait_s=config.step_timeout_s
+    )
+
+
 def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Input]) -> Stage:
     """Raises UserError."""
     if name == "train":
@@ -61,7 +68,7 @@ def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Inp
 
 def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
-    with join_world(config.device, wait_s=config.join_timeout_s) as world:
+    with join(config) as world:
         output = Path(config.output)
         inputs = read_inputs(config)
         stage = FeaturesStage(config, world, inputs["features.videos"], output, shard=shard)

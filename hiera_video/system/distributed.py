@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hiera_video.system.errors import RunStopped, UserError
 
@@ -37,6 +38,7 @@ class World:
     device: torch.device
     # For Python objects; unlike the group of a step's tensors it waits as long as it takes.
     process_group: Any = None
+    step_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -52,13 +54,20 @@ class World:
         if self.size == 1:
             return module
         if parallel == "ddp":
-            # No device_ids: the loop has moved the batch already.
-            return nn.parallel.DistributedDataParallel(module)
+            # No device_ids: the loop has moved the batch already. Only running statistics change
+            # from step to step; a Hiera's buffers are tables that do not.
+            moving = any(isinstance(part, _BatchNorm) for part in module.modules())
+            return nn.parallel.DistributedDataParallel(
+                module,
+                process_group=self.step_group,
+                broadcast_buffers=moving,
+                gradient_as_bucket_view=True,
+            )
         # Imported here, because it takes long.
-        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        mesh = DeviceMesh.from_group(self.step_group, self.device.type)
         for unit in units:
             fully_shard(unit, mesh=mesh)
         fully_shard(module, mesh=mesh)
@@ -120,7 +129,7 @@ class World:
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks."""
         if self.size > 1:
-            dist.all_reduce(value)
+            dist.all_reduce(value, group=self.step_group)
             value /= self.size
         return value
 
@@ -145,11 +154,13 @@ def placed_like(tensor: Tensor, other: Any) -> Tensor:
 
 
 @contextmanager
-def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World]:
+def join_world(
+    device: str = "auto", *, wait_s: float = 300.0, step_wait_s: float = 1800.0
+) -> Iterator[World]:
     """One rank of a `torchrun`, as its environment says, or a world of one; never fewer ranks.
 
-    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start, and in a
-    training step. Raises UserError.
+    device: auto, cpu or cuda. wait_s: how long ranks wait for each other to start; step_wait_s: in
+    a training step. Raises UserError.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,6 +187,8 @@ def join_world(device: str = "auto", *, wait_s: float = 300.0) -> Iterator[World
         ) from e
     try:
         # Ranks that die are noticed at once all the same, by their closed connections.
-        yield World(rank, size, place, dist.new_group(backend="gloo", timeout=LONGEST_WORK))
+        objects = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
+        tensors = dist.new_group(backend=backend, timeout=timedelta(seconds=step_wait_s))
+        yield World(rank, size, place, objects, tensors)
     finally:
         dist.destroy_process_group()
