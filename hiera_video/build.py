@@ -196,15 +196,17 @@ def clip_format(config: Config) -> ClipFormat:
     )
 
 
-def video_source(config: Config) -> VideoSource:
+def video_source(config: Config, *, quarantine: bool = True) -> VideoSource:
+    """quarantine: whether videos that failed before are left alone."""
     data = config.data
+    held = data.quarantine or Path(config.output) / "quarantine.csv"
     cache = None
     if data.frame_cache is not None:
         cache = FrameCache(data.frame_cache, limit_gib=data.frame_cache_gib)
     return VideoSource(
         data.decoder,
         timeout_s=data.decode_timeout_s,
-        quarantine=data.quarantine or Path(config.output) / "quarantine.csv",
+        quarantine=held if quarantine else None,
         manifest=data.manifest or Path(config.output) / "manifest.sqlite",
         cache=cache,
     )
@@ -296,9 +298,13 @@ def test_loader(
     sample: ClipSampler,
     crops: int,
     world: World,
+    quarantine: bool = True,
 ) -> Iterable[Batch]:
-    """The views of those rows of the list that are this rank's."""
-    dataset = _eval_set(config, videos, sample, crops=crops)
+    """The views of those rows of the list that are this rank's.
+
+    quarantine: whether videos that failed before are left alone.
+    """
+    dataset = _eval_set(config, videos, sample, crops=crops, quarantine=quarantine)
     size = config.test.batch_size
     batches = test_batches(rows, batch_size=size, rank=world.rank, world=world.size)
     return make_loader(dataset, batches, **_loading(config, world))
@@ -314,7 +320,8 @@ def features_loader(
     format = clip_format(config)
     options = config.features
     sample = format.uniform(options.clips) if options.clips else format.windows(options.hop_s)
-    dataset = _eval_set(config, videos, sample, crops=1)
+    # A video that failed in an earlier run may be whole again.
+    dataset = _eval_set(config, videos, sample, crops=1, quarantine=False)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)
     return make_chunk_loader(stream, **_loading(config, world))
 
@@ -341,12 +348,14 @@ def _train_sampler(config: Config) -> ClipSampler:
     return RandomClip(shape)
 
 
-def _eval_set(config: Config, videos: VideoList, sample: ClipSampler, *, crops: int) -> ClipDataset:
+def _eval_set(
+    config: Config, videos: VideoList, sample: ClipSampler, *, crops: int, quarantine: bool
+) -> ClipDataset:
     return ClipDataset(
         videos,
         sample=sample,
         transform=clip_format(config).crops(crops),
-        source=video_source(config),
+        source=video_source(config, quarantine=quarantine),
         seed=config.seed,
         shuffle_frames=config.data.shuffle_frames,
     )

@@ -27,6 +27,7 @@ from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.system.errors import UserError, VideoError
 
 COLUMNS = ("path", "status", "frames", "fps", "width", "height", "reason")
+STATUS = {"timeout": "timeout", "stalled": "timeout", "crashed": "crashed", "killed": "crashed"}
 Row = dict[str, object]  # of the manifest, by COLUMNS
 
 
@@ -98,7 +99,7 @@ class Checker:
         try:
             report = self._process().inspect(path)
         except DecodeFailure as e:
-            return result | {"status": e.kind, "reason": str(e)}
+            return result | {"status": STATUS[e.kind], "reason": str(e)}
         except VideoError as e:
             return result | {"status": "unreadable", "reason": str(e)}
         return result | {

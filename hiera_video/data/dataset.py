@@ -14,6 +14,7 @@ A batch is a dict:
     seed     int64 [B, V], of a view's own randomness on the device
     times    one float64 [clips, 2] a sample, in seconds
     bad      [(row, reason), ...], rows that could not be read
+    unavailable  why a row could not be had although its file may be good; empty where all could
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +27,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hiera_video.data.decode.packets import VideoInfo
-from hiera_video.data.decode.process import DecodeFailure
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler, segment_frames
 from hiera_video.data.transforms import Transform
-from hiera_video.system.errors import VideoError
+from hiera_video.system.errors import Unavailable, VideoError
 
 # Rows tried in the place of one bad row, before the list itself must be at fault.
 MAX_SUBSTITUTES = 100
@@ -94,23 +94,23 @@ class ClipDataset(Dataset):
             except VideoError as e:
                 bad.append((row, str(e)))
                 continue
+            except Unavailable as e:
+                return {"index": key.index, "bad": bad, "unavailable": str(e)}
             names = {"index": key.index, "row": row, "label": self.videos.label(row)}
             return views | names | {"bad": bad}
         return {"index": key.index, "bad": bad}
 
     def _views(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises VideoError."""
-        path = self.videos.path(row)
+        """Raises VideoError, Unavailable."""
+        attempts = self.source.attempts(self.videos.path(row))
         state = rng.bit_generator.state
-        try:
-            return self._decoded_views(row, None, rng)
-        except DecodeFailure as first:
-            rng.bit_generator.state = state  # the same draws, whichever decoder succeeds
+        decoder = None
+        while True:
             try:
-                return self._decoded_views(row, self.source.second_decoder, rng)
-            except VideoError:
-                self.source.condemn(path, first)
-                raise first from None
+                return self._decoded_views(row, decoder, rng)
+            except VideoError as e:
+                decoder = attempts.after(e)
+                rng.bit_generator.state = state  # the same draws, whichever attempt succeeds
 
     def _decoded_views(
         self, row: int, decoder: str | None, rng: np.random.Generator
@@ -165,22 +165,22 @@ class ClipDataset(Dataset):
         Where a chunk begins and ends depends on the video alone. Batches also hold `first` and
         `total`, in clips, and `requested`: 1 in the last one, 0 before.
         """
+        attempts = self.source.attempts(self.videos.path(row))
         decoder = None
-        failure = None
         while True:
             try:
-                for batch in self._chunks_with(decoder, row, first):
-                    first = batch["first"] + batch["clip"].shape[1]
-                    yield batch
-                return
+                try:
+                    for batch in self._chunks_with(decoder, row, first):
+                        first = batch["first"] + batch["clip"].shape[1]
+                        yield batch
+                    return
+                except VideoError as e:
+                    decoder = attempts.after(e)
             except VideoError as e:
-                if isinstance(e, DecodeFailure) and failure is None:
-                    decoder = self.source.second_decoder
-                    failure = e
-                    continue
-                if failure is not None:
-                    self.source.condemn(self.videos.path(row), failure)
-                yield collate([{"index": row, "bad": [(row, str(failure or e))]}])
+                yield collate([{"index": row, "bad": [(row, str(e))]}])
+                return
+            except Unavailable as e:
+                yield collate([{"index": row, "bad": [], "unavailable": str(e)}])
                 return
 
     def _chunks_with(self, decoder: str | None, row: int, first: int) -> Iterator[Batch]:
@@ -230,7 +230,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     """A batch of the samples that could be read; `requested` counts all."""
     bad = [found for sample in samples for found in sample["bad"]]
     good = [sample for sample in samples if "clip" in sample]
+    away = [sample["unavailable"] for sample in samples if "unavailable" in sample]
     batch: Batch = {"bad": bad, "clip": None, "requested": len(samples)}
+    batch["unavailable"] = away[0] if away else ""
     if good:
         for name in ("clip", "erase", "seed"):
             batch[name] = torch.stack([sample[name] for sample in good])

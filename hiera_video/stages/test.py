@@ -184,17 +184,26 @@ def score_videos(
         keep_every_s=config.test.save_every_s,
     )
     rows = [row for row in range(len(videos)) if row not in done]
-    evaluate(
-        predict_logits(model.eval(), build.token_dial(config), too),
-        build.test_loader(
-            config, videos, rows, sample=views.sample, crops=views.crops, world=world
-        ),
-        scores,
-        build.forward(config, world),
-        world=world,
-        progress=log.progress(len(rows), what=what, unit="videos"),
-    )
-    scores.flush()
+    try:
+        evaluate(
+            predict_logits(model.eval(), build.token_dial(config), too),
+            build.test_loader(
+                config,
+                videos,
+                rows,
+                sample=views.sample,
+                crops=views.crops,
+                world=world,
+                # A video that failed in an earlier run may be whole again.
+                quarantine=parts is None,
+            ),
+            scores,
+            build.forward(config, world),
+            world=world,
+            progress=log.progress(len(rows), what=what, unit="videos"),
+        )
+    finally:
+        scores.flush()
     return scores.merged(world, before)
 
 

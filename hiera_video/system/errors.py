@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+GOES_ON = "when it is back, the same command goes on"
+
 
 class UserError(ValueError):
     """The user's input is wrong: one line that says what, where and what to do. Exit status 2."""
@@ -19,6 +21,10 @@ class Interrupted(RunStopped):
 
 class VideoError(Exception):
     """A file that cannot be read, or a frame of it that cannot be decoded. One line."""
+
+
+class Unavailable(Exception):
+    """The machine is at fault, not a file: storage that does not answer. One line."""
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hiera_video.config import OptimConfig, TrainConfig
 from hiera_video.data.dataset import Batch
 from hiera_video.system.distributed import World, autocast
-from hiera_video.system.errors import Interrupted, RunStopped
+from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
@@ -130,11 +130,13 @@ def train(
 
 
 def next_batch(batches: Iterator[Batch], interval: Interval, bad_videos: BadVideos) -> Batch:
-    """Raises RunStopped if none of the batch's videos can be read."""
+    """Raises RunStopped if storage is away, or none of the batch's videos can be read."""
     asked = time.monotonic()
     batch = next(batches)
     interval.waited_s += time.monotonic() - asked
     bad_videos.note(batch["bad"])
+    if batch["unavailable"]:
+        raise RunStopped(f"{batch['unavailable']}; {GOES_ON}")
     if batch["clip"] is None:
         raise RunStopped(
             f"no video of this batch can be read, nor any of its substitutes: {batch['bad'][-1][1]}"

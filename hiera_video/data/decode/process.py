@@ -13,6 +13,7 @@ parent does: at the end of its input, or, while it decodes, by the kernel (Linux
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import pickle
@@ -32,17 +33,28 @@ import numpy as np
 from hiera_video.data.decode.packets import Manifest, VideoInfo
 from hiera_video.data.decode.pyav_reader import VideoReport
 from hiera_video.data.decode.readers import inspect_video, open_video
-from hiera_video.system.errors import VideoError
+from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
+START_PAUSES_S = (0, 1, 10)
 PR_SET_PDEATHSIG = 1
+BUSY = 0.2  # share of a core, above which a child computes
+LONGEST = 20  # times the limit: the most for a child that goes on reading
+PROGRESS_BYTES = 1 << 20
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
 TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 LENGTH = struct.Struct("<Q")
 
 
 class DecodeFailure(VideoError):
-    """The decoding process had to be killed (`kind` "timeout") or ended by itself ("crashed")."""
+    """The decoding process gave no answer. `kind`:
+
+    timeout  it computed, and had to be killed
+    stalled  it waited, and had to be killed; what it waited for may be the storage
+    crashed  it ended by itself
+    killed   somebody else killed it, such as a system that is out of memory
+    """
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -79,6 +91,16 @@ class DecodeProcess:
         """A full decode. Raises as `open` does."""
         return self._ask("inspect", str(path))
 
+    def storage_fault(self, path: str | Path) -> str:
+        """Why the file's bytes do not come, decoded or not; empty if they do, or it is not there.
+
+        Reads all of them.
+        """
+        try:
+            return self._ask("read", str(path))
+        except DecodeFailure:
+            return f"its storage gave no answer in {self.timeout_s:g} s"
+
     def close(self) -> None:
         if self._child is not None and self._owner == os.getpid():
             self._kill()
@@ -104,26 +126,51 @@ class DecodeProcess:
     def _ask(self, *request: Any) -> Any:
         if self._child is None or self._owner != os.getpid():
             self._start()
-        deadline = time.monotonic() + self.timeout_s
+        child = self._child
+        cpu_s = _cpu_s(child.pid)
         try:
-            send(self._child.stdin, request)
-            answer = receive(self._child.stdout, deadline)
+            send(child.stdin, request)
+            self._wait()
+            answer = receive(child.stdout, time.monotonic() + self.timeout_s)
         except TimeoutError:
+            computed = _cpu_s(child.pid) - cpu_s > BUSY * self.timeout_s
             self._kill()
-            raise DecodeFailure(
-                "timeout", f"decoding took more than {self.timeout_s:g} s"
-            ) from None
+            kind = "timeout" if computed else "stalled"
+            raise DecodeFailure(kind, f"decoding took more than {self.timeout_s:g} s") from None
         except (BrokenPipeError, EOFError):
-            status = self._child.wait()
+            status = child.wait()
             self._kill()
-            raise DecodeFailure(
-                "crashed", f"the decoder crashed ({_how_it_ended(status)})"
-            ) from None
+            kind = "killed" if status == -signal.SIGKILL else "crashed"
+            raise DecodeFailure(kind, f"the decoder crashed ({_how_it_ended(status)})") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    def _wait(self) -> None:
+        """For the beginning of an answer.
+
+        A child that goes on reading a large file has more time. Raises TimeoutError.
+        """
+        child = self._child
+        seen = _bytes_read(child.pid)
+        last = time.monotonic() + LONGEST * self.timeout_s
+        while not _readable(child.stdout, self.timeout_s):
+            now = _bytes_read(child.pid)
+            if now - seen < PROGRESS_BYTES or time.monotonic() > last:
+                raise TimeoutError
+            seen = now
+
     def _start(self) -> None:
+        """Raises Unavailable."""
+        for pause_s in START_PAUSES_S:
+            time.sleep(pause_s)
+            if self._started():
+                return
+        raise Unavailable(
+            "the decoding process does not start: python -m hiera_video.data.decode.process"
+        )
+
+    def _started(self) -> bool:
         self._owner = os.getpid()
         self._map = None
         self._memory = _memory_file()
@@ -149,11 +196,10 @@ class DecodeProcess:
             )
         try:
             receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
-        except (TimeoutError, EOFError) as e:
+        except (TimeoutError, EOFError):
             self._kill()
-            raise RuntimeError(
-                "the decoding process does not start: python -m hiera_video.data.decode.process"
-            ) from e
+            return False
+        return True
 
     def _kill(self) -> None:
         child = self._child
@@ -218,6 +264,24 @@ def _readable(pipe: BinaryIO, wait_s: float) -> bool:
     return bool(poll.poll(wait_s * 1e3))
 
 
+def _cpu_s(pid: int) -> float:
+    """Computing time of a process so far; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _bytes_read(pid: int) -> int:
+    """By a process so far; 0 where the system does not tell."""
+    try:
+        first = Path(f"/proc/{pid}/io").read_text().splitlines()[0]  # rchar: ..
+        return int(first.split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def _memory_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):  # Linux
         return os.fdopen(os.memfd_create("hiera_video_frames"), "r+b", buffering=0)
@@ -264,12 +328,25 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     answer = frames.shape
                 elif what == "inspect":
                     answer = inspect_video(*arguments)
+                elif what == "read":
+                    answer = _read_through(*arguments)
             except (VideoError, IndexError) as e:
                 answer = e
             # A damaged file may lead a decoder anywhere; this process is there to contain it.
             except Exception as e:
                 answer = VideoError(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
             send(replies, answer)
+
+
+def _read_through(path: str) -> str:
+    """What the system says where the file's bytes cannot be had; empty if they can."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(PROGRESS_BYTES):
+                pass
+    except OSError as e:
+        return "" if e.errno in NO_SUCH_FILE else (e.strerror or type(e).__name__)
+    return ""
 
 
 def _put(descriptor: int, frames: np.ndarray) -> None:

@@ -2,17 +2,27 @@
 
 A video that hangs or crashes its decoder is tried once more with another one. If that fails too,
 its path goes to the quarantine and is not opened again.
+
+Storage fails as well: it stalls, loses a server, breaks a read off. Before a file is called bad,
+all of its bytes are read without a decoder. Where they do not come, the file is tried again after a
+while, and in the end the storage is named and not the file.
 """
 
+import time
 from pathlib import Path
 
 from hiera_video.data.decode.frame_cache import CachedReader, FrameCache
-from hiera_video.data.decode.process import BoundedReader, DecodeProcess
+from hiera_video.data.decode.process import BoundedReader, DecodeFailure, DecodeProcess
 from hiera_video.data.decode.quarantine import Quarantine
-from hiera_video.system.errors import VideoError
+from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.files import local
 
+PAUSES = (0.0, 0.1, 0.5, 1.0, 2.0)  # times the limit of a request, while storage is away
 SECOND_TRY = {"auto": "decord", "pyav": "decord", "decord": "pyav", "torchcodec": "pyav"}
+
+
+class Quarantined(VideoError):
+    """A video that failed before, and is not opened."""
 
 
 class VideoSource:
@@ -48,7 +58,7 @@ class VideoSource:
         reason = self._quarantine.reason(path)
         if reason is not None:
             # The words of the time when it was found, so that results do not depend on when.
-            raise VideoError(reason)
+            raise Quarantined(reason)
         try:
             file = local(path)
         except OSError as e:
@@ -63,9 +73,57 @@ class VideoSource:
             return self.process.open(file, decoder or self.decoder)
         return cached
 
+    def attempts(self, path: str) -> "Attempts":
+        """At one video, from the first decoder on."""
+        return Attempts(self, path)
+
+    def storage_fault(self, path: str) -> str:
+        """Why the file's bytes do not come; empty if they do."""
+        try:
+            return self.process.storage_fault(local(path))
+        except OSError as e:
+            return str(e)
+
     def condemn(self, path: str, failure: VideoError) -> None:
         """The video failed with both decoders: it is not opened again."""
         self._quarantine.add(path, str(failure))
 
     def close(self) -> None:
         self.process.close()
+
+
+class Attempts:
+    """What to do when a video could not be read: another decoder, a pause, or no more."""
+
+    def __init__(self, source: VideoSource, path: str):
+        self._source = source
+        self._path = path
+        self._first: DecodeFailure | None = None  # of this round, with the first decoder
+        self._storage_answers = False
+        self._pauses = iter(PAUSES)
+
+    def after(self, failure: VideoError) -> str:
+        """The decoder to try next. Raises the failure if the file is at fault, or Unavailable."""
+        source = self._source
+        if isinstance(failure, Quarantined):
+            raise failure
+        if isinstance(failure, DecodeFailure) and self._first is None:
+            self._first = failure
+            return source.second_decoder
+        shown = self._first or failure
+        if isinstance(failure, DecodeFailure) and failure.kind in ("timeout", "crashed"):
+            source.condemn(self._path, shown)
+            raise shown
+        fault = source.storage_fault(self._path)
+        if fault:
+            pause = next(self._pauses, None)
+            if pause is None:
+                raise Unavailable(f"{self._path} cannot be read: {fault}")
+            time.sleep(pause * source.process.timeout_s)
+        elif self._storage_answers:
+            if self._first is not None:
+                source.condemn(self._path, shown)
+            raise shown
+        self._storage_answers = not fault
+        self._first = None
+        return source.decoder
