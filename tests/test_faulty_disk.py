@@ -1,11 +1,16 @@
 """Storage that stalls, breaks reads off, refuses locks: real faults, of a real file system."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from faulty_disk import faulty_disk
+from conftest import FINETUNE, PRETRAIN, ROOT, SHORT
+from faulty_disk import faulty_disk, seeded_faults
+from run_folders import rows, state
 
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
@@ -20,8 +25,8 @@ def disk(shapes, tmp_path):
     """mounted(faults): a folder with some videos and their list, behind the faults."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    rows = (shapes / "train.csv").read_text().splitlines()[:VIDEOS]
-    for number, row in enumerate(rows):
+    lines = (shapes / "train.csv").read_text().splitlines()[:VIDEOS]
+    for number, row in enumerate(lines):
         shutil.copy(shapes / row.rsplit(" ", 1)[0], folder / f"{number}.mp4")
     (folder / "train.csv").write_text("".join(f"{n}.mp4 {n % 2}\n" for n in range(VIDEOS)))
 
@@ -85,3 +90,73 @@ def test_a_bad_file_is_bad_on_any_disk(disk, tmp_path):
         found = clips_of(tmp_path / "mount")
     assert [len(sample["bad"]) for sample in found] == [0, 0, 1, 0]
     assert "Invalid data" in found[2]["bad"][0][1]
+
+
+WORK = {  # what runs -> overrides
+    "pretrain": (PRETRAIN, "train.repeats=1"),
+    "finetune": (FINETUNE, "stages=[train]"),
+    "test": (FINETUNE, "stages=[train,test]", "train.epochs=1", "test.clips=2", "test.crops=1"),
+    "features": (FINETUNE, "stages=[train,features]", "train.epochs=1", "features.videos=val.csv"),
+}
+SHORT_FORM = [
+    ("pretrain", 6, 0, 1),
+    ("finetune", 2, 2, 1),
+    ("test", 3, 0, 1),
+    ("features", 7, 0, 1),
+]
+LONG_FORM = [
+    pytest.param(what, seed, workers, ranks, marks=pytest.mark.trial)
+    for seed in range(30)
+    for what in WORK
+    for workers, ranks in ((0, 1), (2, 1), (2, 2))
+]
+
+
+@pytest.mark.parametrize("what, seed, workers, ranks", [*SHORT_FORM, *LONG_FORM])
+def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
+    """Data and run folder lie on it. The run ends with the results of an undisturbed one, or stops
+    with one line and does so when it is started again after the faults are gone.
+    """
+    pytest.importorskip("fuse", reason="no FUSE here")
+    disk = tmp_path / "disk"
+    (disk / "data").mkdir(parents=True)
+    for split, count in (("train", 12), ("val", 6)):
+        listed = (shapes / f"{split}.csv").read_text().splitlines()[:count]
+        for number, line in enumerate(listed):
+            shutil.copy(shapes / line.rsplit(" ", 1)[0], disk / f"data/{split}_{number}.mp4")
+        lines = (f"{split}_{n}.mp4 {line.rsplit(' ', 1)[1]}\n" for n, line in enumerate(listed))
+        (disk / f"data/{split}.csv").write_text("".join(lines))
+    shutil.copy(shapes / "classes.txt", disk / "data/classes.txt")
+    cfg, *overrides = WORK[what]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *(launcher if ranks > 1 else []), "tools/run_net.py", "--cfg", cfg]
+    command += [f"data.root={tmp_path}/mount/data", "init.weights=null", *SHORT, *overrides]
+    command += ["train.batch_size=4", "train.val_every=1", "train.save_every=1"]
+    command += [f"data.num_workers={workers}", "data.decode_timeout_s=3", "step_timeout_s=120"]
+
+    def run(name):
+        whole = [*command, f"output={tmp_path}/mount/{name}"]
+        return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+    with faulty_disk(disk, tmp_path / "mount", []) as faults:
+        assert run("whole").returncode == 0
+        plan = seeded_faults(seed)
+        faults.write_text(json.dumps(plan))
+        done = run("faulty")
+        if done.returncode:
+            last = done.stderr.strip().splitlines()
+            stopped = [line for line in last if line.startswith(("stopped: ", "error: "))]
+            assert stopped and "Traceback" not in done.stderr, (plan, done.stderr[-3000:])
+            assert ranks > 1 or done.returncode in (2, 3), (plan, done.returncode)
+            faults.write_text("[]")
+            again = run("faulty")
+            assert again.returncode == 0, (plan, done.stderr[-1000:], again.stderr[-3000:])
+    assert results(disk / "faulty") == results(disk / "whole"), plan
+    assert not (disk / "faulty/quarantine.csv").exists(), plan
+
+
+def results(folder):
+    files = [*folder.glob("test/*.csv"), folder / "test/metrics.json"]
+    files += folder.glob("features/*.safetensors")
+    found = {str(f.relative_to(folder)): f.read_bytes() for f in files if f.exists()}
+    return found | state(folder) | {"losses": [row["loss"] for row in rows(folder)]}
