@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.config.sections import DEVICES
-from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.dataset import ClipDataset, Key, why_nothing
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import ClipFormat
 from hiera_video.data.lists import VideoList
@@ -126,7 +126,7 @@ class VideoModel:
         self._check_classifier()
         sample = self._dataset(video, self.format.uniform(clips), crops)[Key(0, 0)]
         if "clip" not in sample:
-            raise VideoError(sample["bad"][0][1])
+            raise VideoError(why_nothing(sample))
         return self._scores_of(sample["clip"], sample["seed"]).mean(0)
 
     def features(self, video: str | Path, *, hop_s: float | None = None) -> VideoFeatures:
@@ -149,7 +149,7 @@ class VideoModel:
         """One normalised clip from the middle of the video: float [1, 3, T, S, S]."""
         sample = self._dataset(video, self.format.uniform(1), crops=1)[Key(0, 0)]
         if "clip" not in sample:
-            raise VideoError(sample["bad"][0][1])
+            raise VideoError(why_nothing(sample))
         return normalise(sample["clip"].to(self.device), self.format.mean, self.format.std)
 
     def name_of(self, index: int) -> str:
@@ -194,7 +194,7 @@ class VideoModel:
         dataset = self._dataset(video, self.format.windows(hop_s), crops=1)
         for batch in dataset.chunks(0, 0):
             if batch["clip"] is None:
-                raise VideoError(batch["bad"][0][1])
+                raise VideoError(why_nothing(batch))
             parts.append(work(batch["clip"][0], batch["seed"][0]))
             times.append(batch["times"][0])
         return torch.cat(parts), np.concatenate(times)

@@ -242,6 +242,11 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     return batch
 
 
+def why_nothing(found: dict[str, Any]) -> str:
+    """Of a sample or batch of one video that has no clip."""
+    return found.get("unavailable") or found["bad"][0][1]
+
+
 def _pick(frames: Tensor, rows: np.ndarray) -> Tensor:
     """frames[rows]: a view where the rows follow each other, as in most clips; else a copy."""
     if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):

@@ -157,6 +157,8 @@ def time_decoding(stage: TrainStage) -> tuple[float, list[tuple[str, str]]]:
     began = 0.0
     for k, batch in enumerate(batches):
         bad += [(stage.videos.written(row), reason) for row, reason in batch["bad"]]
+        if batch["unavailable"]:
+            bad.append(("storage", batch["unavailable"]))
         if k == 0:  # starts the decoding process
             began = time.perf_counter()
     return (time.perf_counter() - began) / DECODED, bad
