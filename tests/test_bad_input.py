@@ -42,6 +42,7 @@ def test_bad_videos_stop_nothing_and_are_named(odd_list, finetune, shapes):
         f"data.classes={shapes / 'classes.txt'}",
         "data.max_bad_fraction=0.9",
         "train.batch_size=4",
+        "test.min_coverage=0.3",
     ]
     start(*finetune(), *lists, *classes, "stages=[train,test,features]")
     metrics = json.loads((odd_list / "run/test/metrics.json").read_text())

@@ -26,6 +26,7 @@ def runs(shapes, tmp_path_factory):
         "init.weights=null",
         f"data.test={folder / 'val.csv'}",
         f"data.classes={folder / 'classes.txt'}",
+        "test.min_coverage=0.9",
     ]
     start(*common, *test, "stages=[train,test,features]", f"output={folder / 'finetune'}")
     start(*common, "mae.probe_videos=8", f"output={folder / 'pretrain'}", cfg=PRETRAIN)

@@ -359,6 +359,7 @@ def test_real_clips(clips, tmp_path, tool):
         "train.epochs=4",
         "data.num_workers=1",
         "data.max_bad_fraction=0.2",
+        "test.min_coverage=0.9",
         "train.val_every=0",
     ]
     out = tmp_path / "run"

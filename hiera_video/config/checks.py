@@ -30,3 +30,9 @@ def require_not_negative(section: str, config: object, names: str) -> None:
     for name in names.split():
         if getattr(config, name) < 0:
             raise UserError(f"{section}.{name}={getattr(config, name)} must be >= 0")
+
+
+def require_coverage(key: str, value: float) -> None:
+    """Raises UserError."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{key}={value} must be from 0 to 1")

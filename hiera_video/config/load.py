@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "test.compile",
     "test.save_every_s",
     "test.min_coverage",
+    "features.min_coverage",
 )
 # These too, as long as the test has not begun: its parts say how its videos were batched.
 MAY_CHANGE_BEFORE_TEST = ("test.batch_size",)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hiera_video.config.checks import (
     KEEP_UNITS_BY,
     PRECISIONS,
+    require_coverage,
     require_not_negative,
     require_one_of,
     require_positive,
@@ -215,7 +216,7 @@ class TestConfig:
     # Weights to test. Default: the run's last checkpoint.
     weights: str | None = None
     # Share of the videos that must be scored; below it the exit status is 3.
-    min_coverage: float = 0.0
+    min_coverage: float = 0.99
     # Seconds after which finished videos are kept on the disk, and not scored again after a kill.
     save_every_s: float = 30.0
     # pytorchvideo.uniform or pytorchvideo.constant_clips_per_video. Default: by data.clip_sampler.
@@ -233,8 +234,7 @@ class TestConfig:
         for share in self.keep_units_too:
             if not 0 < share <= 1:
                 raise UserError(f"test.keep_units_too: {share} must be above 0 and at most 1")
-        if not 0 <= self.min_coverage <= 1:
-            raise UserError(f"test.min_coverage={self.min_coverage} must be from 0 to 1")
+        require_coverage("test.min_coverage", self.min_coverage)
         if self.clip_sampler and self.batch_size > 1:
             raise UserError(
                 "test.batch_size must be 1 with a test.clip_sampler: "
@@ -260,8 +260,11 @@ class FeaturesConfig:
     average: bool = False
     # Of the numbers in the files: float32 or float16.
     dtype: str = "float32"
+    # Share of the videos that must have features; below it the exit status is 3.
+    min_coverage: float = 0.0
 
     def __post_init__(self) -> None:
+        require_coverage("features.min_coverage", self.min_coverage)
         require_one_of("features.dtype", self.dtype, DTYPES)
         require_positive("features", self, "hop_s clips")
         if self.hop_s is not None and self.clips is not None:

@@ -16,7 +16,7 @@ from hiera_video.models.weights import classes_of, read_weights
 from hiera_video.stages.inputs import Input, build_classes, weights_to_use
 from hiera_video.stages.protocol import describe_dial
 from hiera_video.system.distributed import World
-from hiera_video.system.errors import UserError
+from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.files import sha256_of, write_json
 from hiera_video.system.log import RunLog
 
@@ -62,8 +62,7 @@ class FeaturesStage:
         weights = weights_to_use(config)
         manifest = self._manifest(self.shard)
         world.on_main(lambda: self._claim(weights))
-        if world.on_main(manifest.exists):
-            log.say(f"features: done already, {manifest}")
+        if world.on_main(lambda: self._is_done(manifest, log)):
             return
         model = self._model(weights, log).to(world.device).eval()
         options = config.features
@@ -88,6 +87,16 @@ class FeaturesStage:
         )
         files.write_manifest(world, rows, manifest)
         world.on_main(lambda: self._finish(manifest, log))
+
+    def _is_done(self, manifest: Path, log: RunLog) -> bool:
+        if not manifest.exists():
+            return False
+        failed = [line for line in read_manifest(manifest.parent) if line["status"] != "ok"]
+        if failed:
+            log.say(f"features: {len(failed)} videos were missing; trying them again")
+            return False
+        log.say(f"features: done already, {manifest}")
+        return True
 
     def _claim(self, weights: Path) -> None:
         """Raises UserError where the folder's features are of something else.
@@ -114,7 +123,10 @@ class FeaturesStage:
         write_json(stored, made_of, shared=True)
 
     def _finish(self, manifest: Path, log: RunLog) -> None:
-        """Says what came of it; the last of several jobs puts their manifests together."""
+        """Says what came of it; the last of several jobs puts their manifests together.
+
+        Raises RunStopped where too few have features.
+        """
         lines = read_manifest(manifest.parent)
         failed = [line for line in lines if line["status"] != "ok"]
         for line in failed:
@@ -132,6 +144,12 @@ class FeaturesStage:
             log.say(f"all {count} shards are done: {self.folder / 'manifest.csv'}")
         with contextlib.suppress(OSError):  # where other jobs still have parts
             (self.folder / PARTS).rmdir()
+        limit = self.config.features.min_coverage
+        if good < limit * len(lines):
+            raise RunStopped(
+                f"{good} of {len(lines)} videos have features, less than "
+                f"features.min_coverage={limit}; the same command tries the missing ones again"
+            )
 
     def _manifest(self, shard: Shard) -> Path:
         folder = self.folder if shard == WHOLE_LIST else shard.folder(self.folder)

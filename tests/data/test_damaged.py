@@ -148,6 +148,7 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
         "train.epochs=1",
         "train.batch_size=4",
         "data.max_bad_fraction=1",
+        "test.min_coverage=0.1",
         "data.decode_timeout_s=5",
         f"output={out}",
     ]

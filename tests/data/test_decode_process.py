@@ -182,6 +182,7 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
             "model.stages=[1,1,1,1]",
         ),
         *("train.epochs=2", "train.batch_size=2", "train.log_every=1", "data.max_bad_fraction=0.5"),
+        "test.min_coverage=0.5",
         *(f"data.num_workers={workers}", "data.decode_timeout_s=3", f"output={out}"),
     ]
     tool(*command)
