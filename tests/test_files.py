@@ -72,6 +72,7 @@ def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
         *command,
         "init.weights=null",
         "stages=[train]",
+        "train.val_every=0",
         f"output={tmp_path / 'first'}",
         "data.num_workers=2",
     )
