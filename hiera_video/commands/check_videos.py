@@ -7,6 +7,9 @@ train.clean.csv, the rows that are ok, as the list has them. Status: ok, damaged
 not decode), unreadable, missing, timeout, crashed. A header that is wrong about the number of
 frames alone is ok, with a reason. Relative paths are under --root, by default the list's folder.
 The exit status is 0, whatever is found.
+
+What a check that was killed had found is in train.manifest.csv.partial, and the next one goes on
+from there; videos that were not ok are tried again.
 """
 
 import argparse
@@ -49,10 +52,17 @@ def main(args: argparse.Namespace) -> None:
     videos = read_videos(listed, root=args.root or listed.parent, key="list")
     manifest = args.list.with_suffix(".manifest.csv")
     clean = args.list.with_suffix(".clean.csv")
-    rows = check(videos, timeout_s=args.timeout, workers=args.workers)
+    partial = args.list.with_suffix(".manifest.csv.partial")
+    clean_partial = args.list.with_suffix(".clean.csv.partial")
+    known = found_before(partial, videos)
+    if known:
+        print(f"{len(known)} of {len(videos)} videos are ok as a check before found", flush=True)
+    rows = check(videos, known, timeout_s=args.timeout, workers=args.workers)
     shown = tqdm(rows, total=len(videos), unit="videos", disable=not sys.stderr.isatty())
     try:
-        counts = write(manifest, clean, videos, shown)
+        counts = write(partial, clean_partial, videos, shown)
+        clean_partial.replace(clean)
+        partial.replace(manifest)
     except OSError as e:
         raise UserError(f"cannot write {e.filename}: {e.strerror}") from e
     found = ", ".join(f"{count} {status}" for status, count in counts.most_common())
@@ -77,10 +87,33 @@ def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterable[Row]) -
     return counts
 
 
-def check(videos: VideoList, *, timeout_s: float, workers: int) -> Iterator[Row]:
-    """Rows of the manifest, in list order."""
+def found_before(partial: Path, videos: VideoList) -> dict[int, Row]:
+    """What a check that was killed found to be ok, by row of the same list."""
+    try:
+        with open(partial, newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError:
+        return {}
+    known: dict[int, Row] = {}
+    for number, row in enumerate(rows[: len(videos)]):
+        # The last line may be cut short.
+        whole = set(row) == set(COLUMNS) and None not in row.values()
+        if whole and row["status"] == "ok" and row["path"] == videos.written(number):
+            known[number] = dict(row)
+    return known
+
+
+def check(
+    videos: VideoList, known: dict[int, Row], *, timeout_s: float, workers: int
+) -> Iterator[Row]:
+    """Rows of the manifest, in list order; those of `known` as they are."""
+    checker = Checker(videos, timeout_s)
+
+    def row_of(number: int) -> Row:
+        return known[number] if number in known else checker(number)
+
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(Checker(videos, timeout_s), range(len(videos)))
+        yield from pool.map(row_of, range(len(videos)))
 
 
 class Checker:

@@ -59,7 +59,7 @@ class FeaturesStage:
     def run(self, log: RunLog) -> None:
         config = self.config
         world = self.world
-        weights = weights_to_use(config)
+        weights = world.on_main(lambda: weights_to_use(config))
         manifest = self._manifest(self.shard)
         world.on_main(lambda: self._claim(weights))
         if world.on_main(lambda: self._is_done(manifest, log)):

@@ -59,7 +59,8 @@ class TestStage:
     def run(self, log: RunLog) -> None:
         config = self.config
         world = self.world
-        weights = weights_to_use(config)
+        # Of rank 0 alone: `latest` may have moved on when another rank looks.
+        weights = world.on_main(lambda: weights_to_use(config))
         card = world.on_main(lambda: protocol_card(config, self.videos, weights))
         if world.on_main(lambda: self._is_done(card, log)):
             return
