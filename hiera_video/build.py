@@ -12,6 +12,7 @@ from torch import nn
 from hiera_video.config import Config
 from hiera_video.data.dataset import Batch, ClipDataset
 from hiera_video.data.decode.frame_cache import FrameCache
+from hiera_video.data.decode.packets import local_manifest
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import SEGMENTS, ClipFormat
 from hiera_video.data.lists import VideoList
@@ -207,7 +208,8 @@ def video_source(config: Config, *, quarantine: bool = True) -> VideoSource:
         data.decoder,
         timeout_s=data.decode_timeout_s,
         quarantine=held if quarantine else None,
-        manifest=data.manifest or Path(config.output) / "manifest.sqlite",
+        manifest=local_manifest(),
+        shared_manifest=data.manifest,
         cache=cache,
     )
 

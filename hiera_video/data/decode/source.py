@@ -29,7 +29,8 @@ class VideoSource:
     """Opens videos by path. Picklable; a copy starts a decoding process of its own.
 
     decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
-    that keeps bad videos. manifest: a file that keeps what was found of each video's packets.
+    that keeps bad videos. manifest: a file that keeps what was found of each video's packets;
+    shared_manifest: one that is only read.
     cache: keeps the frames of videos that are small enough.
     """
 
@@ -40,13 +41,14 @@ class VideoSource:
         timeout_s: float = 30.0,
         quarantine: str | Path | None = None,
         manifest: str | Path | None = None,
+        shared_manifest: str | Path | None = None,
         cache: FrameCache | None = None,
     ):
         if decoder not in SECOND_TRY:
             raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
         self.decoder = decoder
         self.second_decoder = SECOND_TRY[decoder]
-        self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest)
+        self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest, shared=shared_manifest)
         self._quarantine = Quarantine(quarantine)
         self._cache = cache
 
