@@ -211,6 +211,7 @@ def video_source(config: Config, *, quarantine: bool = True) -> VideoSource:
         manifest=local_manifest(),
         shared_manifest=data.manifest,
         cache=cache,
+        path_handlers=data.path_handlers,
     )
 
 

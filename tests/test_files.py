@@ -4,10 +4,14 @@ registers.
 
 import json
 import os
+import pickle
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, SHORT, start
 
+from hiera_video.data.decode.source import VideoSource
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists, join, local
 
@@ -94,4 +98,10 @@ def test_a_run_on_remote_data(shapes, tmp_path, tool, monkeypatch):
     tool(*test)
     metrics = json.loads((out / "test/metrics.json").read_text())
     assert metrics["videos"] == 10 and metrics["missing"] == []
+
+    # A worker that is started anew, as on macOS, knows the store as well.
+    source = VideoSource(path_handlers=("my_store",))
+    program = "import pickle, sys; s = pickle.load(sys.stdin.buffer); s.open(sys.argv[1]).close()"
+    known = [sys.executable, "-c", program, "store://away.mp4"]
+    subprocess.run(known, input=pickle.dumps(source), check=True, timeout=60)
     assert len(list(cache.iterdir())) > 40

@@ -10,12 +10,13 @@ while, and in the end the storage is named and not the file.
 
 import time
 from pathlib import Path
+from typing import Any
 
 from hiera_video.data.decode.frame_cache import CachedReader, FrameCache
 from hiera_video.data.decode.process import BoundedReader, DecodeFailure, DecodeProcess
 from hiera_video.data.decode.quarantine import Quarantine
 from hiera_video.system.errors import Unavailable, VideoError
-from hiera_video.system.files import local
+from hiera_video.system.files import local, register_handlers
 
 PAUSES = (0.0, 0.1, 0.5, 1.0, 2.0)  # times the limit of a request, while storage is away
 SECOND_TRY = {"auto": "decord", "pyav": "decord", "decord": "pyav", "torchcodec": "pyav"}
@@ -31,7 +32,8 @@ class VideoSource:
     decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
     that keeps bad videos. manifest: a file that keeps what was found of each video's packets;
     shared_manifest: one that is only read.
-    cache: keeps the frames of videos that are small enough.
+    cache: keeps the frames of videos that are small enough. path_handlers: modules that register
+    iopath handlers, for the copies.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class VideoSource:
         manifest: str | Path | None = None,
         shared_manifest: str | Path | None = None,
         cache: FrameCache | None = None,
+        path_handlers: tuple[str, ...] = (),
     ):
         if decoder not in SECOND_TRY:
             raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
@@ -51,6 +54,12 @@ class VideoSource:
         self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest, shared=shared_manifest)
         self._quarantine = Quarantine(quarantine)
         self._cache = cache
+        self._path_handlers = path_handlers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker that was started and not forked, nothing is registered yet."""
+        self.__dict__ |= state
+        register_handlers(self._path_handlers)
 
     def open(self, path: str, decoder: str | None = None) -> BoundedReader | CachedReader:
         """The video, to be closed by the caller (a context manager).
