@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, SHORT, start
 
@@ -130,6 +131,14 @@ def test_chance_is_two_standard_errors_wide():
     assert not at_chance(21.0, chance=12.5, videos=64)
     assert not at_chance(20.0, chance=12.5, videos=640)
     assert not at_chance(None, chance=12.5, videos=64), "no video has a label"
+
+
+@pytest.mark.parametrize("weights, warned", [("null", True), ("none", False)])
+def test_random_weights_under_a_layer_decay_are_named(shapes, tmp_path, weights, warned):
+    out = tmp_path / "run"
+    overrides = [f"init.weights={weights}", "stages=[train]", "optim.layer_decay=0.5"]
+    start(f"data.root={shapes}", f"output={out}", *SHORT, *overrides, cfg=FINETUNE)
+    assert ("learns at 3.12% of the rate" in (out / "log.txt").read_text()) == warned
 
 
 def test_a_fine_tuning_that_cannot_learn_says_so(shapes, tmp_path):

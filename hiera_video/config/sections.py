@@ -88,12 +88,20 @@ class ModelConfig:
     decoder_num_heads: int | None = None
 
 
+RANDOM = "none"  # says of init.weights that random ones are meant
+
+
 @dataclass(frozen=True)
 class InitConfig:
     """What training starts from."""
 
-    # A weight file, a step folder or a run folder. Default: random weights.
+    # A weight file, a step folder or a run folder. Default, and `none`: random weights.
     weights: str | None = None
+
+    @property
+    def file(self) -> str | None:
+        """None: random weights."""
+        return None if self.weights == RANDOM else self.weights
 
 
 @dataclass(frozen=True)

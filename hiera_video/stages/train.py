@@ -27,7 +27,7 @@ from hiera_video.training.checkpoint import (
 )
 from hiera_video.training.interval import BadVideos
 from hiera_video.training.loop import TrainRun, train
-from hiera_video.training.optim import Ema, make_optimizer, share_of_first
+from hiera_video.training.optim import Ema, make_optimizer, parameter_groups, share_of_first
 from hiera_video.training.plan import Plan
 
 
@@ -110,7 +110,7 @@ class TrainStage:
 
     def _load_initial_weights(self) -> LoadReport | None:
         """None where there are none, or where the run goes on at a checkpoint."""
-        weights = self.config.init.weights
+        weights = self.config.init.file
         if not weights or newest(self.checkpoints) is not None:
             return None
         try:
@@ -166,6 +166,7 @@ class TrainStage:
 
     def _opening_lines(self) -> list[str]:
         config = self.config
+        optim = config.optim
         lines = [] if self.init_report is None else [str(self.init_report)]
         if config.task == "classify" and config.data.classes and not self.class_names:
             lines.append(
@@ -178,6 +179,14 @@ class TrainStage:
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
         lines.append(self.describe_learning_rate())
+        if config.init.weights is None and config.optim.layer_decay < 1:
+            first = parameter_groups(self.model, weight_decay=0, layer_decay=optim.layer_decay)
+            lowest = min(group["lr_scale"] for group in first)
+            lines.append(
+                f"WARNING: random weights, but optim.layer_decay={optim.layer_decay:g} is made for "
+                f"pretrained ones: the first layer learns at {lowest:.2%} of the rate; set "
+                "init.weights, optim.layer_decay=1, or init.weights=none if it is meant"
+            )
         if config.train.ema:
             left = share_of_first(config.train.ema, self.plan.steps)
             lines.append(

@@ -330,8 +330,8 @@ def write_start(config: Config, file: Path) -> None:
     """The autoencoder of a pretraining as it is before the first step."""
     spec = build.model_spec(config, None)
     model = build.build_model(spec, seed=config.seed)
-    if config.init.weights:
-        load_weights(model, config.init.weights, strict=False)
+    if config.init.file:
+        load_weights(model, config.init.file, strict=False)
     with written_whole(file) as temporary:
         save_weights(temporary, model.state_dict(), build.build_metadata(config, spec, []))
 
