@@ -208,8 +208,7 @@ def video_source(config: Config, *, quarantine: bool = True) -> VideoSource:
         data.decoder,
         timeout_s=data.decode_timeout_s,
         quarantine=held if quarantine else None,
-        manifest=local_manifest(),
-        shared_manifest=data.manifest,
+        manifest=data.manifest or local_manifest(),
         cache=cache,
         path_handlers=data.path_handlers,
     )

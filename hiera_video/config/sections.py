@@ -161,8 +161,8 @@ class DataConfig:
     decoder: str = "auto"
     # Seconds for one video; a decoder that takes longer is killed.
     decode_timeout_s: float = 30.0
-    # File that keeps what is known of each video's packets, for other machines: read in a run, and
-    # added to at its end. Every machine has one of its own in its temporary folder.
+    # File on a disk of the machine that keeps what is known of each video's packets. Default: one
+    # for all runs, in the temporary folder.
     manifest: str | None = None
     # File that names videos that hung or crashed a decoder. Default: quarantine.csv in output.
     quarantine: str | None = None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 from hiera_video.config import Config
-from hiera_video.data.decode.packets import add_to_shared
 from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.stages.features import WHOLE_LIST, FeaturesStage, Shard
 from hiera_video.stages.folder import claim_folder, open_run_folder
@@ -42,8 +41,6 @@ def run(config: Config) -> None:
             for stage in stages:
                 stage.run(log)
                 world.barrier()
-            if config.data.manifest and world.is_main:
-                add_to_shared(Path(config.data.manifest))
             output = Path(config.output)
             world.on_main(lambda: log.say(f"report: {write_report(config, output)}"))
         except RunStopped as e:

@@ -3,13 +3,11 @@
 A scan takes milliseconds, but it reads the whole file. Scans are kept in a manifest (one SQLite
 file), so that each file is scanned once and not every time a clip is drawn from it. It lies on a
 disk of the machine itself: on a shared one, the locks of a thousand processes would cost more than
-the scans. A shared manifest is only read; one process adds to it, between runs.
+the scans.
 """
 
-import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import tempfile
 import zlib
@@ -19,16 +17,14 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import av
 import numpy as np
 
 from hiera_video.system.errors import VideoError
-from hiera_video.system.files import written_whole
 
 T = TypeVar("T")
-TABLE = "CREATE TABLE IF NOT EXISTS scans (path BLOB PRIMARY KEY, stamp TEXT, scan BLOB)"
+VERSION = 1  # of what a scan finds, and of how it is kept
 BUSY_S = 0.02  # for a manifest that others write to; a scan takes about as long
 FALLBACK_FPS = 30.0  # for a file that states no frame rate and has a single frame
 UNEVEN = 0.5  # frames: time stamps further than this from an even grid make a variable frame rate
@@ -164,21 +160,20 @@ class Packets:
 
 
 class Manifest:
-    """Scans by path, in a file that many processes read and add to.
+    """Scans by path, in a file that many processes of one machine read and add to.
 
     It is a cache: whatever is wrong with it, files are scanned anew. A file that has changed its
-    size or time since is scanned again. shared: another one, that is only read.
+    size or time since is scanned again.
     """
 
-    def __init__(self, file: str | Path, *, shared: str | Path | None = None):
-        self._file = str(file)
-        self._own = self._open()
-        self._shared = _read_only(shared) if shared else None
+    def __init__(self, file: str | Path):
+        self._file = Path(file)
+        self._connection: sqlite3.Connection | None = None
+        self._open()
 
     def find(self, path: str) -> Packets | None:
-        asked = (_key(path), stamp(path))
-        select = "SELECT scan FROM scans WHERE path = ? AND stamp = ?"
-        rows = _run(self._own, select, asked) or _run(self._shared, select, asked)
+        asked = (_key(path), f"{VERSION} {stamp(path)}")
+        rows = self._run("SELECT scan FROM scans WHERE path = ? AND stamp = ?", asked)
         if not rows:
             return None
         try:
@@ -186,7 +181,7 @@ class Manifest:
             content["pts"] = np.cumsum(content["pts"], dtype=np.int64).tolist()
             content["keyframes"] = [(pts, seek) for pts, seek in content["keyframes"]]
             return Packets(**{**content, "remarks": tuple(content["remarks"])})
-        # Damaged, or of another version: the file is scanned again, and the entry replaced.
+        # Damaged: the file is scanned again, and the entry replaced.
         except (zlib.error, ValueError, TypeError, KeyError):
             return None
 
@@ -195,57 +190,42 @@ class Manifest:
         # As differences: even steps compress to nothing.
         content["pts"] = np.diff(packets.pts, prepend=0).astype(np.int64).tolist()
         scan = zlib.compress(json.dumps(content).encode(), level=1)
-        row = (_key(path), stamp(path), scan)
-        _run(self._own, "INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", row)
+        row = (_key(path), f"{VERSION} {stamp(path)}", scan)
+        self._run("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", row)
 
-    def _open(self) -> sqlite3.Connection | None:
+    def _open(self) -> None:
         try:
-            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self._file, timeout=BUSY_S, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")  # who reads waits for nobody
             connection.execute("PRAGMA synchronous = OFF")  # a cache may be lost
-            connection.execute(TABLE)
-        except (sqlite3.Error, OSError):
-            return None
-        return connection
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS scans (path BLOB PRIMARY KEY, stamp TEXT, scan BLOB)"
+            )
+        except sqlite3.OperationalError:  # busy, or a folder that cannot be written
+            return
+        except sqlite3.Error:  # no data base, or a damaged one: the next process makes a new one
+            self._file.unlink(missing_ok=True)
+            return
+        except OSError:
+            return
+        self._connection = connection
+
+    def _run(self, statement: str, values: tuple) -> list:
+        """Nothing, where something is wrong."""
+        if self._connection is None:
+            self._open()
+        if self._connection is None:
+            return []
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error:
+            return []
 
 
 def local_manifest() -> Path:
     """Of this user, on this machine; of all runs."""
     return Path(tempfile.gettempdir()) / f"hiera_video_{os.getuid()}" / "manifest.sqlite"
-
-
-def add_to_shared(shared: Path) -> None:
-    """What this machine has found is added to a shared manifest, which is replaced as a whole.
-
-    A cache may fail: where it cannot be written, it stays as it is.
-    """
-    with contextlib.suppress(OSError, sqlite3.Error), written_whole(shared, shared=True) as file:
-        if shared.exists():
-            shutil.copyfile(shared, file)
-        connection = sqlite3.connect(file, isolation_level=None)
-        with contextlib.closing(connection):
-            connection.execute(TABLE)
-            connection.execute("ATTACH DATABASE ? AS own", (str(local_manifest()),))
-            connection.execute("INSERT OR REPLACE INTO scans SELECT * FROM own.scans")
-
-
-def _read_only(file: str | Path) -> sqlite3.Connection | None:
-    """Without locks: it is replaced and never changed."""
-    try:
-        address = f"file:{quote(os.path.abspath(file))}?immutable=1&mode=ro"
-        return sqlite3.connect(address, uri=True, timeout=BUSY_S)
-    except sqlite3.Error:
-        return None
-
-
-def _run(connection: sqlite3.Connection | None, statement: str, values: tuple) -> list:
-    """Nothing, where something is wrong."""
-    if connection is None:
-        return []
-    try:
-        return connection.execute(statement, values).fetchall()
-    except sqlite3.Error:
-        return []
 
 
 def _key(path: str) -> bytes:

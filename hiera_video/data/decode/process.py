@@ -64,20 +64,12 @@ class DecodeFailure(VideoError):
 class DecodeProcess:
     """One child, for one caller at a time. A pickled or forked copy starts a child of its own.
 
-    manifest: the file that keeps the scans of videos, so that each is scanned once. shared: one
-    that is only read.
+    manifest: the file that keeps the scans of videos, so that each is scanned once.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        manifest: str | Path | None = None,
-        shared: str | Path | None = None,
-    ):
+    def __init__(self, *, timeout_s: float, manifest: str | Path | None = None):
         self.timeout_s = timeout_s
         self.manifest = manifest
-        self.shared = shared
         self._child: Any = None  # subprocess.Popen, while it lives
         self._owner = 0
         self._memory: Any = None  # the file in memory that both have mapped
@@ -185,7 +177,7 @@ class DecodeProcess:
         root = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         descriptor = self._memory.fileno()
-        manifests = [str(file) for file in (self.manifest, self.shared) if file is not None]
+        manifest = [] if self.manifest is None else [str(self.manifest)]
         with stop_signals_held():
             self._child = subprocess.Popen(
                 [
@@ -194,7 +186,7 @@ class DecodeProcess:
                     "hiera_video.data.decode.process",
                     str(descriptor),
                     str(os.getpid()),
-                    *manifests,
+                    *manifest,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -303,9 +295,7 @@ def _how_it_ended(status: int) -> str:
 # -- the child
 
 
-def serve(
-    descriptor: int, parent: int, manifest_file: str | None = None, shared: str | None = None
-) -> None:
+def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> None:
     """Answers requests from stdin until it ends."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -313,7 +303,7 @@ def serve(
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may come between the replies
     send(replies, "ready")
-    manifest = Manifest(manifest_file, shared=shared) if manifest_file else None
+    manifest = Manifest(manifest_file) if manifest_file else None
     opened: open_video | None = None
     reader: Any = None
     count = 0

@@ -30,8 +30,7 @@ class VideoSource:
     """Opens videos by path. Picklable; a copy starts a decoding process of its own.
 
     decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
-    that keeps bad videos. manifest: a file that keeps what was found of each video's packets;
-    shared_manifest: one that is only read.
+    that keeps bad videos. manifest: a file that keeps what was found of each video's packets.
     cache: keeps the frames of videos that are small enough. path_handlers: modules that register
     iopath handlers, for the copies.
     """
@@ -43,7 +42,6 @@ class VideoSource:
         timeout_s: float = 30.0,
         quarantine: str | Path | None = None,
         manifest: str | Path | None = None,
-        shared_manifest: str | Path | None = None,
         cache: FrameCache | None = None,
         path_handlers: tuple[str, ...] = (),
     ):
@@ -51,7 +49,7 @@ class VideoSource:
             raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
         self.decoder = decoder
         self.second_decoder = SECOND_TRY[decoder]
-        self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest, shared=shared_manifest)
+        self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest)
         self._quarantine = Quarantine(quarantine)
         self._cache = cache
         self._path_handlers = path_handlers
