@@ -75,7 +75,7 @@ def test_a_check_that_was_killed_goes_on(shapes, tmp_path):
     file.write_text("".join(f"{line}\n" for line in [*lines, "gone.mp4 0", *lines]))
     command = [sys.executable, "tools/check_videos.py", file, "--root", shapes, "--workers", "1"]
     partial = tmp_path / "list.manifest.csv.partial"
-    killed_when(command, lambda: partial.exists() and len(partial.read_bytes().split()) > 20)
+    killed_when(command, lambda: partial.exists() and len(partial.read_bytes().splitlines()) > 20)
     assert not (tmp_path / "list.clean.csv").exists(), "nothing passes for a result"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "videos are ok as a check before found" in done.stdout

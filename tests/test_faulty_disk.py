@@ -1,9 +1,9 @@
 """Storage that stalls, breaks reads off, refuses locks: real faults, of a real file system."""
 
-import json
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,12 +12,16 @@ from conftest import FINETUNE, PRETRAIN, ROOT, SHORT
 from faulty_disk import faulty_disk, seeded_faults
 from run_folders import rows, state
 
+from hiera_video.config import load_config
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.data.transforms import EvalCrops
+from hiera_video.stages.folder import open_run_folder
+from hiera_video.system.distributed import World
 
 VIDEOS = 4
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -31,10 +35,6 @@ def disk(shapes, tmp_path):
     (folder / "train.csv").write_text("".join(f"{n}.mp4 {n % 2}\n" for n in range(VIDEOS)))
 
     def mounted(faults):
-        try:
-            import fuse  # noqa: F401
-        except (ImportError, OSError) as e:
-            pytest.skip(f"no FUSE here: {e}")
         return faulty_disk(folder, tmp_path / "mount", faults)
 
     return mounted
@@ -76,12 +76,31 @@ def test_storage_that_comes_back_costs_no_video(disk, tmp_path, fault):
     assert not (tmp_path / "quarantine.csv").exists()
 
 
-def test_storage_that_stays_away_is_named_and_no_video_condemned(disk, tmp_path, monkeypatch):
+def test_storage_that_stays_away_is_named_and_no_video_condemned(disk, tmp_path):
+    with disk([{"on": "read", "match": "*.mp4", "times": None, "error": "EIO"}]):
+        began = time.monotonic()
+        found = clips_of(tmp_path / "mount", quarantine=tmp_path / "quarantine.csv")
+        assert time.monotonic() - began < 40, "it is waited for once, and not for every video"
+    for sample in found:
+        assert "0.mp4 cannot be read: Input/output error" in sample["unavailable"]
+    assert not (tmp_path / "quarantine.csv").exists()
+
+
+def test_one_file_that_stays_away_among_others_is_a_bad_one(disk, tmp_path):
     with disk([{"on": "read", "match": "1.mp4", "times": None, "error": "EIO"}]):
         found = clips_of(tmp_path / "mount", quarantine=tmp_path / "quarantine.csv")
-    assert [bool(sample.get("unavailable")) for sample in found] == [False, True, False, False]
-    assert "1.mp4 cannot be read: Input/output error" in found[1]["unavailable"]
-    assert found[1]["bad"] == [] and not (tmp_path / "quarantine.csv").exists()
+    assert [len(sample["bad"]) for sample in found] == [0, 1, 0, 0]
+    assert "Input/output error" in found[1]["bad"][0][1]
+    assert not (tmp_path / "quarantine.csv").exists()
+
+
+def test_a_run_goes_on_where_files_cannot_be_locked(disk, tmp_path):
+    config = load_config(ROOT / FINETUNE)
+    with disk([{"on": "lock", "match": "*", "error": "ENOLCK"}]):
+        log = open_run_folder(config, ALONE, {}, folder=tmp_path / "mount/run")
+        log.close()
+    said = (tmp_path / "disk/run/log.txt").read_text()
+    assert "WARNING: the file system of" in said and "No locks available" in said
 
 
 def test_a_bad_file_is_bad_on_any_disk(disk, tmp_path):
@@ -103,6 +122,7 @@ SHORT_FORM = [
     ("finetune", 2, 2, 1),
     ("test", 3, 0, 1),
     ("features", 7, 0, 1),
+    ("finetune", 0, 0, 2),
 ]
 LONG_FORM = [
     pytest.param(what, seed, workers, ranks, marks=pytest.mark.trial)
@@ -117,7 +137,6 @@ def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
     """Data and run folder lie on it. The run ends with the results of an undisturbed one, or stops
     with one line and does so when it is started again after the faults are gone.
     """
-    pytest.importorskip("fuse", reason="no FUSE here")
     disk = tmp_path / "disk"
     (disk / "data").mkdir(parents=True)
     for split, count in (("train", 12), ("val", 6)):
@@ -138,17 +157,17 @@ def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
         whole = [*command, f"output={tmp_path}/mount/{name}"]
         return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
-    with faulty_disk(disk, tmp_path / "mount", []) as faults:
+    with faulty_disk(disk, tmp_path / "mount", []) as change:
         assert run("whole").returncode == 0
         plan = seeded_faults(seed)
-        faults.write_text(json.dumps(plan))
+        change(plan)
         done = run("faulty")
         if done.returncode:
             last = done.stderr.strip().splitlines()
             stopped = [line for line in last if line.startswith(("stopped: ", "error: "))]
             assert stopped and "Traceback" not in done.stderr, (plan, done.stderr[-3000:])
             assert ranks > 1 or done.returncode in (2, 3), (plan, done.returncode)
-            faults.write_text("[]")
+            change([])
             again = run("faulty")
             assert again.returncode == 0, (plan, done.stderr[-1000:], again.stderr[-3000:])
     assert results(disk / "faulty") == results(disk / "whole"), plan

@@ -153,7 +153,7 @@ def test_a_former_best_goes_with_the_old_ones(tmp_path):
     state = torch.nn.Linear(1, 1).state_dict()
     for step in (10, 11):
         snapshot = Snapshot(step, state, {}, {})
-        save_checkpoint(tmp_path, snapshot, keep=1, best=True)
+        save_checkpoint(tmp_path, snapshot, keep=1, best=True, say=print)
     assert [p.name for p in tmp_path.glob("step_*")] == ["step_000000011"]
     assert (tmp_path / "best").readlink().name == "step_000000011"
 
@@ -183,7 +183,7 @@ def test_colleagues_can_read_what_is_written(tmp_path):
     mask = os.umask(0o022)
     try:
         step = save_checkpoint(
-            tmp_path, Snapshot(1, torch.nn.Linear(1, 1).state_dict(), {}, {}), keep=1
+            tmp_path, Snapshot(1, torch.nn.Linear(1, 1).state_dict(), {}, {}), keep=1, say=print
         )
     finally:
         os.umask(mask)

@@ -9,11 +9,13 @@ frames alone is ok, with a reason. Relative paths are under --root, by default t
 The exit status is 0, whatever is found.
 
 What a check that was killed had found is in train.manifest.csv.partial, and the next one goes on
-from there; videos that were not ok are tried again.
+from there. Only videos that are ok are kept there; the others are tried again.
 """
 
 import argparse
+import contextlib
 import csv
+import json
 import os
 import sys
 import threading
@@ -25,12 +27,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hiera_video.commands.arguments import make_parser
+from hiera_video.data.decode.packets import stamp
 from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.system.errors import UserError, VideoError
+from hiera_video.system.files import written_whole
 
 COLUMNS = ("path", "status", "frames", "fps", "width", "height", "reason")
-STATUS = {"timeout": "timeout", "stalled": "timeout", "crashed": "crashed", "killed": "crashed"}
+STATUS = {
+    "unreadable": "unreadable",
+    "timeout": "timeout",
+    "stalled": "timeout",
+    "crashed": "crashed",
+    "killed": "crashed",
+}
 Row = dict[str, object]  # of the manifest, by COLUMNS
 
 
@@ -52,17 +62,14 @@ def main(args: argparse.Namespace) -> None:
     videos = read_videos(listed, root=args.root or listed.parent, key="list")
     manifest = args.list.with_suffix(".manifest.csv")
     clean = args.list.with_suffix(".clean.csv")
-    partial = args.list.with_suffix(".manifest.csv.partial")
-    clean_partial = args.list.with_suffix(".clean.csv.partial")
-    known = found_before(partial, videos)
-    if known:
-        print(f"{len(known)} of {len(videos)} videos are ok as a check before found", flush=True)
-    rows = check(videos, known, timeout_s=args.timeout, workers=args.workers)
+    checker = Checker(videos, args.timeout, args.list.with_suffix(".manifest.csv.partial"))
+    if checker.known:
+        print(f"{len(checker.known)} of {len(videos)} videos are ok as a check before found")
+    rows = check(checker, len(videos), workers=args.workers)
     shown = tqdm(rows, total=len(videos), unit="videos", disable=not sys.stderr.isatty())
     try:
-        counts = write(partial, clean_partial, videos, shown)
-        clean_partial.replace(clean)
-        partial.replace(manifest)
+        counts = write(manifest, clean, videos, shown)
+        checker.forget()
     except OSError as e:
         raise UserError(f"cannot write {e.filename}: {e.strerror}") from e
     found = ", ".join(f"{count} {status}" for status, count in counts.most_common())
@@ -70,15 +77,19 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterable[Row]) -> Counter[object]:
-    """Writes both files row by row and names what is not ok. Returns how many have which status."""
+    """Writes both files and names what is not ok. Returns how many have which status."""
     counts: Counter[object] = Counter()
-    with open(manifest, "w", newline="") as m, open(clean, "w") as c:
+    with (
+        written_whole(manifest) as whole_manifest,
+        written_whole(clean) as whole_clean,
+        open(whole_manifest, "w", newline="", errors="surrogateescape") as m,
+        open(whole_clean, "w", errors="surrogateescape") as c,
+    ):
         writer = csv.DictWriter(m, COLUMNS)
         writer.writeheader()
         c.write(videos.head())
         for row, result in enumerate(rows):
             writer.writerow(result)
-            m.flush()
             counts[result["status"]] += 1
             if result["status"] == "ok":
                 c.write(videos.line(row) + "\n")
@@ -87,55 +98,44 @@ def write(manifest: Path, clean: Path, videos: VideoList, rows: Iterable[Row]) -
     return counts
 
 
-def found_before(partial: Path, videos: VideoList) -> dict[int, Row]:
-    """What a check that was killed found to be ok, by row of the same list."""
-    try:
-        with open(partial, newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
-        return {}
-    known: dict[int, Row] = {}
-    for number, row in enumerate(rows[: len(videos)]):
-        # The last line may be cut short.
-        whole = set(row) == set(COLUMNS) and None not in row.values()
-        if whole and row["status"] == "ok" and row["path"] == videos.written(number):
-            known[number] = dict(row)
-    return known
-
-
-def check(
-    videos: VideoList, known: dict[int, Row], *, timeout_s: float, workers: int
-) -> Iterator[Row]:
-    """Rows of the manifest, in list order; those of `known` as they are."""
-    checker = Checker(videos, timeout_s)
-
-    def row_of(number: int) -> Row:
-        return known[number] if number in known else checker(number)
-
+def check(checker: "Checker", count: int, *, workers: int) -> Iterator[Row]:
+    """Rows of the manifest, in list order."""
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(row_of, range(len(videos)))
+        yield from pool.map(checker, range(count))
 
 
 class Checker:
-    """Makes rows of the manifest; each thread has a decoding process of its own."""
+    """Makes rows of the manifest; each thread has a decoding process of its own.
 
-    def __init__(self, videos: VideoList, timeout_s: float):
+    journal: what is ok is written there at once, and known from there after a kill: a JSON list
+    [absolute path, state of the file, row of the manifest] a line.
+    """
+
+    def __init__(self, videos: VideoList, timeout_s: float, journal: Path):
         self._videos = videos
         self._timeout_s = timeout_s
         self._of_thread = threading.local()
+        self._journal = journal
+        self._writing = threading.Lock()
+        self.known = self._found_before()
 
     def __call__(self, row: int) -> Row:
         path = self._videos.path(row)
         result: Row = dict.fromkeys(COLUMNS, "") | {"path": self._videos.written(row), "frames": 0}
         if not os.path.exists(path):
             return result | {"status": "missing", "reason": "there is no such file"}
+        state = (os.path.abspath(path), stamp(path))
+        if state in self.known:
+            return self.known[state] | {"path": result["path"]}
+        process = self._process()
         try:
-            report = self._process().inspect(path)
-        except DecodeFailure as e:
-            return result | {"status": STATUS[e.kind], "reason": str(e)}
+            report = process.inspect(path)
         except VideoError as e:
-            return result | {"status": "unreadable", "reason": str(e)}
-        return result | {
+            kind = e.kind if isinstance(e, DecodeFailure) else "unreadable"
+            fault = process.storage_fault(path)
+            reason = f"its storage does not answer: {fault}" if fault else str(e)
+            return result | {"status": STATUS[kind], "reason": reason}
+        found = result | {
             "status": "damaged" if report.damage else "ok",
             "frames": report.frames,
             "fps": f"{report.fps:.6g}",
@@ -143,6 +143,27 @@ class Checker:
             "height": report.height,
             "reason": report.damage or report.remark,
         }
+        if found["status"] == "ok":
+            with self._writing, open(self._journal, "a") as file:
+                file.write(json.dumps([*state, found]) + "\n")
+        return found
+
+    def forget(self) -> None:
+        """The check is done."""
+        self._journal.unlink(missing_ok=True)
+
+    def _found_before(self) -> dict[tuple[str, str], Row]:
+        """By path and state of the file."""
+        known: dict[tuple[str, str], Row] = {}
+        try:
+            lines = self._journal.read_text().splitlines()
+        except OSError:
+            return {}
+        for line in lines:
+            with contextlib.suppress(ValueError):  # cut short by the kill
+                path, state, row = json.loads(line)
+                known[path, state] = row
+        return known
 
     def _process(self) -> DecodeProcess:
         if not hasattr(self._of_thread, "process"):

@@ -24,7 +24,7 @@ from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
 from hiera_video.stages.inputs import class_names, read_list
 from hiera_video.system.distributed import join_world
-from hiera_video.system.errors import UserError
+from hiera_video.system.errors import Unavailable, UserError
 
 LINE = 14  # pixels of a line of text
 GAP = 2
@@ -75,6 +75,8 @@ def show(config: Config, args: argparse.Namespace) -> None:
                 world=world,
             )
         batch = next(iter(batches))
+    if batch["unavailable"]:
+        raise Unavailable(batch["unavailable"])
     for row, reason in batch["bad"]:
         print(f"bad video: {videos.written(row)}: {reason}")
     if batch["clip"] is None:

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hiera_video.config.sections import Config
+from hiera_video.config.sections import RANDOM, Config
 from hiera_video.system.errors import UserError
 
 BASE = "base"
@@ -109,9 +109,14 @@ def changes(config: Config, stored_yaml: str) -> dict[str, tuple[Any, Any]]:
     found = {}
     for key in {**now, **before}:
         was = before.get(key, default.get(key))
-        if now.get(key) != was:
+        if _meant(key, now.get(key)) != _meant(key, was):
             found[key] = (was, now.get(key))
     return found
+
+
+def _meant(key: str, value: Any) -> Any:
+    """Random weights have two names."""
+    return None if key == "init.weights" and value == RANDOM else value
 
 
 def changed_keys(

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hiera_video.data.decode.packets import VideoInfo
-from hiera_video.data.decode.source import VideoSource
+from hiera_video.data.decode.source import Attempts, Refused, VideoSource
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler, segment_frames
 from hiera_video.data.transforms import Transform
@@ -102,7 +102,7 @@ class ClipDataset(Dataset):
 
     def _views(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises VideoError, Unavailable."""
-        attempts = self.source.attempts(self.videos.path(row))
+        attempts = self._attempts(row)
         state = rng.bit_generator.state
         decoder = None
         while True:
@@ -111,6 +111,13 @@ class ClipDataset(Dataset):
             except VideoError as e:
                 decoder = attempts.after(e)
                 rng.bit_generator.state = state  # the same draws, whichever attempt succeeds
+
+    def _attempts(self, row: int) -> Attempts:
+        count = len(self.videos)
+        others = {(row + 1) % count, count // 2, count - 1} - {row}
+        return self.source.attempts(
+            self.videos.path(row), lambda: [self.videos.path(other) for other in sorted(others)]
+        )
 
     def _decoded_views(
         self, row: int, decoder: str | None, rng: np.random.Generator
@@ -134,7 +141,7 @@ class ClipDataset(Dataset):
                 *segment, num_frames_in_video=count, fps=fps, span=self.sample.span(fps)
             )
         except ValueError as e:
-            raise VideoError(str(e)) from e
+            raise Refused(str(e)) from e
 
     def _draw(self, part: tuple[int, int], fps: float, rng: np.random.Generator) -> np.ndarray:
         """int64 [clips, T]; a widened segment may reach beyond the video."""
@@ -165,7 +172,7 @@ class ClipDataset(Dataset):
         Where a chunk begins and ends depends on the video alone. Batches also hold `first` and
         `total`, in clips, and `requested`: 1 in the last one, 0 before.
         """
-        attempts = self.source.attempts(self.videos.path(row))
+        attempts = self._attempts(row)
         decoder = None
         while True:
             try:

@@ -18,7 +18,7 @@ from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.scores import at_share
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.distributed import World, autocast
-from hiera_video.system.errors import GOES_ON, RunStopped
+from hiera_video.system.errors import GOES_ON, Unavailable
 from hiera_video.system.log import Progress
 
 # (clips, a seed of each) -> tensors that begin with the clips
@@ -83,7 +83,7 @@ def evaluate(
         for row, reason in batch["bad"]:
             consumer.missing(row, reason)
         if batch["unavailable"]:
-            raise RunStopped(f"{batch['unavailable']}; {GOES_ON}")
+            raise Unavailable(f"{batch['unavailable']}; {GOES_ON}")
         if batch["clip"] is not None:
             clips = batch["clip"]  # [B, V, C, T, S, S]
             out = forward(predict, clips.flatten(0, 1), batch["seed"].flatten())

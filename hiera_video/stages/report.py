@@ -25,7 +25,7 @@ from hiera_video.inference import spread_frames
 from hiera_video.pictures import charts
 from hiera_video.pictures.page import card_table, page, section, table
 from hiera_video.stages.inputs import build_classes, read_list
-from hiera_video.system.errors import UserError, VideoError
+from hiera_video.system.errors import Unavailable, UserError, VideoError
 from hiera_video.system.files import written_whole
 from hiera_video.system.log import read_metrics
 
@@ -259,7 +259,7 @@ def _thumbnail(source: VideoSource, videos: VideoList | None, scored: Scored) ->
         return ""
     try:
         frames = spread_frames(source, videos.path(scored.row), FRAMES)
-    except VideoError:
+    except (VideoError, Unavailable):
         return ""
     height, width = frames.shape[1:3]
     size = (max(1, round(width * THUMBNAIL / height)), THUMBNAIL)

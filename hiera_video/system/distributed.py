@@ -56,7 +56,7 @@ class World:
         if parallel == "ddp":
             # No device_ids: the loop has moved the batch already. Only running statistics change
             # from step to step; a Hiera's buffers are tables that do not.
-            moving = any(isinstance(part, _BatchNorm) for part in module.modules())
+            moving = has_running_statistics(module)
             return nn.parallel.DistributedDataParallel(
                 module,
                 process_group=self.step_group,
@@ -136,6 +136,10 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.process_group)
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-GOES_ON = "when it is back, the same command goes on"
+GOES_ON = "when that is mended, the same command goes on"
 
 
 class UserError(ValueError):
@@ -19,12 +19,12 @@ class Interrupted(RunStopped):
     """A signal asked the run to stop, and it saved its state first. The same command continues."""
 
 
+class Unavailable(RunStopped):
+    """The machine is at fault, not a file: storage that does not answer. One line."""
+
+
 class VideoError(Exception):
     """A file that cannot be read, or a frame of it that cannot be decoded. One line."""
-
-
-class Unavailable(Exception):
-    """The machine is at fault, not a file: storage that does not answer. One line."""
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """Safetensors files that colleagues can read."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,4 +15,5 @@ def save_file(
     safetensors.torch.save_file(tensors, file, metadata=metadata)
     mask = os.umask(0o077)
     os.umask(mask)
-    os.chmod(file, 0o666 & ~mask)
+    with contextlib.suppress(OSError):  # some mounts have no modes
+        os.chmod(file, 0o666 & ~mask)

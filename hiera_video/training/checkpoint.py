@@ -92,7 +92,7 @@ def save_checkpoint(
     keep: int,
     keep_steps: int = 0,
     best: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> Path:
     """Writes the checkpoint of `step`, makes it `latest`, and `best` if it is; removes older ones.
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hiera_video.config import OptimConfig, TrainConfig
 from hiera_video.data.dataset import Batch
-from hiera_video.system.distributed import World, autocast
-from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped
+from hiera_video.system.distributed import World, autocast, has_running_statistics
+from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped, Unavailable
 from hiera_video.system.log import RunLog
 from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
@@ -80,6 +80,8 @@ def train(
     interval_log = IntervalLog(log, plan, run.world, log_every=run.config.log_every)
     interval = Interval()
     skipped_steps = SkippedSteps()
+    # Running statistics have seen what was not finite, skipped or not.
+    most_skipped = 1 if has_running_statistics(run.task) else run.config.max_skipped
     batches = iter(batches)
     for step in range(first_step + 1, plan.steps + 1):
         batch = next_batch(batches, interval, bad_videos)
@@ -94,7 +96,8 @@ def train(
 
         # All ranks agree on what was seen since the last line of the log.
         interrupted = False
-        if step % run.config.log_every == 0 or plan.saves_after(step):
+        at_line = step % run.config.log_every == 0
+        if at_line or plan.saves_after(step) or plan.looks_after(step):
             asked = bool(hooks.stop_requested())
             settled = interval.settle(run.world, stop=asked, bad=bool(bad_videos.new))
             if settled.bad:
@@ -105,9 +108,8 @@ def train(
                 steps = ", ".join(str(first + k + 1) for k in settled.skipped)
                 what = f"gradients not finite in step {steps}"
                 rows = interval.rows_of(settled.skipped)
-                if in_a_row >= run.config.max_skipped:
-                    limit = f"train.max_skipped={run.config.max_skipped} in a row"
-                    hooks.stopped(step, f"{what}, {limit}", rows)
+                if in_a_row >= most_skipped:
+                    hooks.stopped(step, f"{what}, {in_a_row} in a row", rows)
                 hooks.skipped(what, rows)
             interval_log.write(step, settled, interval, lr=lr, left=progress.eta())
             interrupted = settled.stop
@@ -136,7 +138,7 @@ def next_batch(batches: Iterator[Batch], interval: Interval, bad_videos: BadVide
     interval.waited_s += time.monotonic() - asked
     bad_videos.note(batch["bad"])
     if batch["unavailable"]:
-        raise RunStopped(f"{batch['unavailable']}; {GOES_ON}")
+        raise Unavailable(f"{batch['unavailable']}; {GOES_ON}")
     if batch["clip"] is None:
         raise RunStopped(
             f"no video of this batch can be read, nor any of its substitutes: {batch['bad'][-1][1]}"

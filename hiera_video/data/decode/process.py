@@ -13,7 +13,6 @@ parent does: at the end of its input, or, while it decodes, by the kernel (Linux
 
 import contextlib
 import ctypes
-import errno
 import mmap
 import os
 import pickle
@@ -30,19 +29,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hiera_video.data.decode.packets import Manifest, VideoInfo
+from hiera_video.data.decode.packets import Manifest, VideoInfo, stamp
 from hiera_video.data.decode.pyav_reader import VideoReport
 from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
+from hiera_video.system.storage import is_away
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 START_PAUSES_S = (0, 1, 10)
 PR_SET_PDEATHSIG = 1
+ENDING_S = 0.05  # for a child to end by itself
+KILL_S = 5.0  # for a child that is killed to be gone
 BUSY = 0.2  # share of a core, above which a child computes
 LONGEST = 20  # times the limit: the most for a child that goes on reading
 PROGRESS_BYTES = 1 << 20
-NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
 TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 LENGTH = struct.Struct("<Q")
 
@@ -82,7 +83,7 @@ class DecodeProcess:
         """Opens a video.
 
         Raises VideoError; DecodeFailure if the file took longer than `timeout_s` or ended the
-        child.
+        child; Unavailable if no child can be started.
         """
         name, info = self._ask("open", str(path), decoder)
         return BoundedReader(self, name, info)
@@ -94,12 +95,27 @@ class DecodeProcess:
     def storage_fault(self, path: str | Path) -> str:
         """Why the file's bytes do not come, decoded or not; empty if they do, or it is not there.
 
-        Reads all of them.
+        Reads all of them. Raises Unavailable.
         """
+        return self._bytes_of(path, sys.maxsize)[1]
+
+    def can_read(self, path: str | Path) -> bool:
+        """Whether the first bytes of the file come. Raises Unavailable."""
+        return self._bytes_of(path, PROGRESS_BYTES)[0]
+
+    def stamp(self, path: str | Path) -> str:
+        """Of the file's state; empty where the system does not tell. Raises Unavailable."""
         try:
-            return self._ask("read", str(path))
+            return self._ask("stamp", str(path))
         except DecodeFailure:
-            return f"its storage gave no answer in {self.timeout_s:g} s"
+            return ""
+
+    def _bytes_of(self, path: str | Path, most: int) -> tuple[bool, str]:
+        """(whether they come, why storage does not give them)"""
+        try:
+            return self._ask("read", str(path), most)
+        except DecodeFailure:
+            return False, f"its storage gave no answer in {self.timeout_s:g} s"
 
     def close(self) -> None:
         if self._child is not None and self._owner == os.getpid():
@@ -127,21 +143,26 @@ class DecodeProcess:
         if self._child is None or self._owner != os.getpid():
             self._start()
         child = self._child
+        began = time.monotonic()
         cpu_s = _cpu_s(child.pid)
         try:
             send(child.stdin, request)
             self._wait()
             answer = receive(child.stdout, time.monotonic() + self.timeout_s)
         except TimeoutError:
-            computed = _cpu_s(child.pid) - cpu_s > BUSY * self.timeout_s
+            elapsed = time.monotonic() - began
+            computed = _cpu_s(child.pid) - cpu_s > BUSY * elapsed
             self._kill()
             kind = "timeout" if computed else "stalled"
-            raise DecodeFailure(kind, f"decoding took more than {self.timeout_s:g} s") from None
+            limit = elapsed // self.timeout_s * self.timeout_s
+            raise DecodeFailure(kind, f"decoding took more than {limit:g} s") from None
         except (BrokenPipeError, EOFError):
-            status = child.wait()
             self._kill()
-            kind = "killed" if status == -signal.SIGKILL else "crashed"
-            raise DecodeFailure(kind, f"the decoder crashed ({_how_it_ended(status)})") from None
+            killed = child.returncode == -signal.SIGKILL
+            raise DecodeFailure(
+                "killed" if killed else "crashed",
+                f"the decoder crashed ({_how_it_ended(child.returncode)})",
+            ) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -171,6 +192,19 @@ class DecodeProcess:
         )
 
     def _started(self) -> bool:
+        try:
+            self._launch()
+        except OSError:  # no memory, no descriptor, no process is left
+            self._child = None
+            return False
+        try:
+            receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
+        except (TimeoutError, EOFError):
+            self._kill()
+            return False
+        return True
+
+    def _launch(self) -> None:
         self._owner = os.getpid()
         self._map = None
         self._memory = _memory_file()
@@ -194,18 +228,17 @@ class DecodeProcess:
                 pass_fds=(descriptor,),
                 env={**os.environ, "PYTHONPATH": paths},
             )
-        try:
-            receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
-        except (TimeoutError, EOFError):
-            self._kill()
-            return False
-        return True
 
     def _kill(self) -> None:
+        """Ends the child; one that has ended keeps its status."""
         child = self._child
         self._child = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=ENDING_S)
         child.kill()
-        child.wait()
+        # Who waits for a disk that does not answer cannot be killed: it is left to the system.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=KILL_S)
         child.stdin.close()
         child.stdout.close()
         self._memory.close()
@@ -288,7 +321,9 @@ def _memory_file() -> BinaryIO:
     return tempfile.TemporaryFile()
 
 
-def _how_it_ended(status: int) -> str:
+def _how_it_ended(status: int | None) -> str:
+    if status is None:
+        return "no exit status"
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
@@ -330,6 +365,8 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     answer = inspect_video(*arguments)
                 elif what == "read":
                     answer = _read_through(*arguments)
+                elif what == "stamp":
+                    answer = stamp(*arguments)
             except (VideoError, IndexError) as e:
                 answer = e
             # A damaged file may lead a decoder anywhere; this process is there to contain it.
@@ -338,15 +375,15 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
             send(replies, answer)
 
 
-def _read_through(path: str) -> str:
-    """What the system says where the file's bytes cannot be had; empty if they can."""
+def _read_through(path: str, most: int) -> tuple[bool, str]:
+    """(whether up to `most` bytes of the file come, why storage does not give them)"""
     try:
         with open(path, "rb", buffering=0) as file:
-            while file.read(PROGRESS_BYTES):
-                pass
+            while most > 0 and (part := file.read(min(most, PROGRESS_BYTES))):
+                most -= len(part)
     except OSError as e:
-        return "" if e.errno in NO_SUCH_FILE else (e.strerror or type(e).__name__)
-    return ""
+        return False, (e.strerror or type(e).__name__) if is_away(e) else ""
+    return True, ""
 
 
 def _put(descriptor: int, frames: np.ndarray) -> None:
