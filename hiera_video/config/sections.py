@@ -159,7 +159,7 @@ class DataConfig:
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     # auto (PyAV), decord, pyav or torchcodec; files that it reads wrongly are read with PyAV.
     decoder: str = "auto"
-    # Seconds for one video; a decoder that takes longer is killed.
+    # Seconds for one request to a decoder, which is then killed; one that goes on reading has more.
     decode_timeout_s: float = 30.0
     # File on a disk of the machine that keeps what is known of each video's packets. Default: one
     # for all runs, in the temporary folder.

@@ -49,7 +49,8 @@ class TrainConfig:
     keep: int = 2
     # Effective epochs between checkpoints that stay for good; 0 is off.
     keep_every: float = 0
-    # Effective epochs between looks at data.val: validation, or the probe; 0 is off.
+    # Effective epochs between looks at data.val: validation, or the probe; 0 is off. Not less than
+    # save_every, it is rounded to checkpoints.
     val_every: float = 0
 
     def __post_init__(self) -> None:
