@@ -16,6 +16,7 @@ import pytest
 
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
+from hiera_video.data.decode.quarantine import Quarantine
 from hiera_video.data.decode.readers import open_video
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
@@ -191,8 +192,11 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
     log = (out / "log.txt").read_text()
     assert "hang.mp4: decoding took more than 3 s" in log
     assert "crash.mp4: the decoder crashed (SIGSEGV)" in log
-    held = {row[0]: row[1] for row in csv.reader((out / "quarantine.csv").open())}
-    assert {Path(path).name for path in held} == {"hang.mp4", "crash.mp4"}
+    held = list(csv.reader((out / "quarantine.csv").open()))
+    assert {Path(row[0]).name for row in held} == {"hang.mp4", "crash.mp4"}
+    with open(out / "quarantine.csv", "a") as file:  # a second occasion
+        for path, reason, stamp, when in held:
+            csv.writer(file).writerow([path, f"again: {reason}", stamp, int(when) + 3600])
 
     start = time.monotonic()  # a later run that is given the file does not even try them
     dataset = ClipDataset(
@@ -206,6 +210,28 @@ def test_a_run_survives_hangs_and_crashes(trap, tmp_path, tool, workers):
         "results do not depend on when it was found"
     )
     assert time.monotonic() - start < 1
+
+
+def test_a_quarantine_counts_occasions(tmp_path):
+    """Of the same file; one bad moment of a machine is one, whoever lives through it."""
+    state = {"/v/a.mp4": "1"}
+    file = tmp_path / "quarantine.csv"
+
+    def given(*times):
+        file.write_text("".join(f"/v/a.mp4,hangs,1,{time}\n" for time in times))
+        return Quarantine(file, lambda path: state[path])
+
+    assert given(1000).reason("/v/a.mp4") is None
+    assert given(1000, 1010, 1050).reason("/v/a.mp4") is None
+    assert given(1000, 1010, 1080).reason("/v/a.mp4") == "hangs"
+    assert given(1000, 9000).reason("/v/b.mp4") is None
+    twice = given(1000, 9000)
+    state["/v/a.mp4"] = "2"
+    assert twice.reason("/v/a.mp4") is None, "the file was replaced"
+    own = Quarantine(file, lambda path: state[path])
+    own.add("/v/a.mp4", "crashes")
+    assert own.reason("/v/a.mp4") == "crashes", "who saw it fail does not try it again"
+    assert Quarantine(file, lambda path: state[path]).reason("/v/a.mp4") is None
 
 
 def first_frames(count, fps, rng):
