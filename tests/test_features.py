@@ -20,9 +20,9 @@ from conftest import FINETUNE, ROOT, killed_when
 from safetensors.torch import load_file
 
 from hiera_video.config import load_config
-from hiera_video.data.dataset import OverlappingFrames
 from hiera_video.data.decode.readers import open_video
 from hiera_video.data.sampling import sliding_windows
+from hiera_video.data.small_frames import SmallFrames
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.evaluation import features
 from hiera_video.models import create_hiera, load_weights
@@ -326,13 +326,20 @@ def test_finished_features_of_other_weights_are_refused(shapes, tmp_path, weight
 def test_overlapping_windows_are_decoded_once():
     asked = []
 
-    def get(needed):
+    def parts(needed):
         asked.extend(needed.tolist())
-        return np.broadcast_to(needed[:, None, None, None], (len(needed), 2, 2, 3)).astype(np.uint8)
+        for some in (needed[:2], needed[2:]):
+            if len(some):
+                shape = (len(some), 2, 2, 3)
+                whole = np.broadcast_to(some[:, None, None, None], shape).astype(np.uint8)
+                yield some.tolist(), whole
 
-    frames = OverlappingFrames(get)
-    for part in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
-        assert frames.get(np.array(part))[:, 0, 0, 0].tolist() == part
+    frames = None
+    rng = np.random.default_rng(0)
+    for clip in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
+        frames = SmallFrames(EvalCrops(2, 2, 1), np.array([clip]), rng, parts, frames)
+        (plan,) = frames.plans
+        assert frames.of(plan.shrink, np.array(clip))[:, 0, 0, 0].tolist() == clip
     assert asked == [0, 2, 4, 6, 8, 20, 22]
 
 

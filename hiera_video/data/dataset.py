@@ -17,19 +17,19 @@ A batch is a dict:
     unavailable  why a row could not be had although its file may be good; empty where all could
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from hiera_video.data.decode.packets import VideoInfo
 from hiera_video.data.decode.source import Attempts, Refused, VideoSource
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler, segment_frames
+from hiera_video.data.small_frames import SmallFrames
 from hiera_video.data.transforms import Transform
 from hiera_video.system.errors import Unavailable, VideoError
 
@@ -40,7 +40,6 @@ CHUNK_BYTES = 256 << 20
 CHUNK_CLIPS = 15
 
 Batch = dict[str, Any]
-Get = Callable[[np.ndarray], np.ndarray]  # frame numbers, sorted -> frames [N, H, W, C]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,8 @@ class ClipDataset(Dataset):
             part = self._part(row, len(grid), info.fps)
             draws = [self._draw(part, info.fps, rng) for _ in range(self.repeats)]
             clips = grid[np.concatenate(draws).clip(0, len(grid) - 1)]
-            return self._cut(info, video.get, clips, rng)
+            frames = SmallFrames(self.transform, clips, rng, video.parts)
+            return self._views_of(frames, info, clips, rng)
 
     def _part(self, row: int, count: int, fps: float) -> tuple[int, int]:
         """(first, count) of the frames that the row is. Raises VideoError."""
@@ -149,13 +149,12 @@ class ClipDataset(Dataset):
         clips = first + self.sample(count, fps, rng)
         return rng.permuted(clips, axis=1) if self.shuffle_frames else clips
 
-    def _cut(
-        self, info: VideoInfo, get: Get, clips: np.ndarray, rng: np.random.Generator
+    def _views_of(
+        self, frames: SmallFrames, info: VideoInfo, clips: np.ndarray, rng: np.random.Generator
     ) -> dict[str, Any]:
-        """Views of the frames `clips` [clips, T], from one call of `get`."""
-        needed, back = np.unique(clips, return_inverse=True)
-        frames = torch.from_numpy(get(needed)).permute(0, 3, 1, 2)  # [N, C, H, W]
-        views = [self.transform(_pick(frames, rows), rng) for rows in back.reshape(clips.shape)]
+        views = [
+            plan.views(frames.of(plan.shrink, clip)) for plan, clip in zip(frames.plans, clips)
+        ]
         clip = torch.cat([v.clips for v in views])
         starts = info.times[clips[:, 0]]
         ends = info.times[clips[:, -1]] + 1 / info.fps  # a clip ends when its last frame does
@@ -198,39 +197,18 @@ class ClipDataset(Dataset):
             clips = grid[self._draw(part, video.info.fps, rng).clip(0, len(grid) - 1)]
             frame_bytes = video.get([clips[0, 0]]).nbytes
             size = max(1, min(CHUNK_CLIPS, CHUNK_BYTES // (frame_bytes * clips.shape[1])))
-            frames = OverlappingFrames(video.get)
+            frames = None
             for start in range(first, len(clips), size):
                 # A chunk's own draws: the same where a run goes on at it.
                 rng = np.random.default_rng([self.seed, 0, row, start])
-                sample = self._cut(video.info, frames.get, clips[start : start + size], rng)
+                chunk = clips[start : start + size]
+                # What two chunks that follow share is decoded once.
+                frames = SmallFrames(self.transform, chunk, rng, video.parts, frames)
+                sample = self._views_of(frames, video.info, chunk, rng)
                 sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
                 is_last = start + size >= len(clips)
                 place = {"first": start, "total": len(clips), "requested": int(is_last)}
                 yield collate([sample]) | place
-
-
-class OverlappingFrames:
-    """Frames of a video, part after part; what two parts that follow share is decoded once."""
-
-    def __init__(self, get: Get):
-        self._get = get
-        # Of the part before.
-        self._indices = np.zeros(0, np.int64)
-        self._frames = np.zeros(0, np.uint8)
-
-    def get(self, needed: np.ndarray) -> np.ndarray:
-        """needed: sorted."""
-        held = np.isin(needed, self._indices)
-        if held.any():
-            frames = np.empty((len(needed), *self._frames.shape[1:]), np.uint8)
-            frames[held] = self._frames[np.searchsorted(self._indices, needed[held])]
-            if not held.all():
-                frames[~held] = self._get(needed[~held])
-        else:
-            frames = self._get(needed)
-        self._indices = needed
-        self._frames = frames
-        return frames
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> Batch:
@@ -252,10 +230,3 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
 def why_nothing(found: dict[str, Any]) -> str:
     """Of a sample or batch of one video that has no clip."""
     return found.get("unavailable") or found["bad"][0][1]
-
-
-def _pick(frames: Tensor, rows: np.ndarray) -> Tensor:
-    """frames[rows]: a view where the rows follow each other, as in most clips; else a copy."""
-    if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-        return frames[rows[0] : rows[0] + len(rows)]
-    return frames[torch.from_numpy(rows)]

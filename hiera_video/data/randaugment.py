@@ -69,13 +69,31 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
 }
 
 
-def rand_augment(
-    clip: Tensor, *, magnitude: float, num_ops: int = 2, std: float = 0.5, rng: np.random.Generator
-) -> Tensor:
-    """uint8 [T, C, H, W] -> the same, augmented."""
+Operation = tuple[str, float, int]  # name, level, sign
+
+
+def draw_operations(
+    magnitude: float, num_ops: int, std: float, rng: np.random.Generator
+) -> list[Operation]:
+    """Those that are applied, in their order."""
+    drawn = []
     for name in rng.choice(list(OPERATIONS), size=num_ops):
         level = float(np.clip(rng.normal(magnitude, std), 0, 10)) / 10
         sign = 1 if rng.random() < 0.5 else -1
         if rng.random() < APPLY_PROBABILITY:
-            clip = OPERATIONS[name](clip, level, sign)
+            drawn.append((str(name), level, sign))
+    return drawn
+
+
+def apply_operations(clip: Tensor, operations: list[Operation]) -> Tensor:
+    """uint8 [T, C, H, W] -> the same, augmented."""
+    for name, level, sign in operations:
+        clip = OPERATIONS[name](clip, level, sign)
     return clip
+
+
+def rand_augment(
+    clip: Tensor, *, magnitude: float, num_ops: int = 2, std: float = 0.5, rng: np.random.Generator
+) -> Tensor:
+    """uint8 [T, C, H, W] -> the same, augmented."""
+    return apply_operations(clip, draw_operations(magnitude, num_ops, std, rng))

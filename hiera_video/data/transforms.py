@@ -5,6 +5,10 @@ Everything random comes from the generator passed in.
 Legend: frames uint8 [T, C, H, W] (torchvision's layout), clip uint8 [C, T, S, S], S the crop's
 side, V views.
 
+A transform draws its plan first, from the size of a frame. Every frame is then cut and resized
+alone, as it comes from the decoder, and only small ones are kept; what is made of a clip's small
+frames together comes last.
+
 Resizing is bilinear without antialias, as in the published protocol. Clips stay uint8 until they
 are on the device; `normalise` makes them float there, and fills erased boxes, which the recipes do
 after normalisation.
@@ -13,7 +17,7 @@ after normalisation.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +37,42 @@ class Views(NamedTuple):
     erase: Tensor  # int32 [V, 4]: top, left, height, width of the box to erase; zeros for none
 
 
-Transform = Callable[[Tensor, np.random.Generator], Views]  # (frames, rng) -> views
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """What becomes of each frame, alone: a box of it (None: all of it), resized."""
+
+    size: tuple[int, int]
+    box: Box | None = None
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, *size]"""
+        if self.box is not None:
+            top, left, height, width = self.box
+            frames = frames[..., top : top + height, left : left + width]
+        return resize(frames, self.size)
+
+
+class Plan(NamedTuple):
+    """All that is drawn for a clip."""
+
+    shrink: Shrink
+    views: Callable[[Tensor], Views]  # of the clip's small frames [T, C, *size]
+
+
+class Transform:
+    """From a clip's frames to views of it."""
+
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
+        """For frames of that size."""
+        raise NotImplementedError
+
+    def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
+        height, width = frames.shape[-2:]
+        plan = self.plan(height, width, rng)
+        return plan.views(plan.shrink(frames))
 
 
 def crop_boxes(
@@ -87,7 +126,7 @@ def to_levels(clip: Tensor, levels: Levels | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EvalCrops:
+class EvalCrops(Transform):
     """Resize the short side, then one or three square crops: the views of a clip in testing.
 
     squash: both sides are resized to `short_side`. levels: of to_levels, crop by crop.
@@ -99,20 +138,28 @@ class EvalCrops:
     squash: bool = False
     levels: Levels | None = None
 
-    def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Views:
-        height, width = (1, 1) if self.squash else frames.shape[-2:]
+    def plan(self, height: int, width: int, rng: np.random.Generator | None = None) -> Plan:
+        if self.squash:
+            height = width = 1
         resized, corners = crop_boxes(
             height, width, short_side=self.short_side, size=self.size, num_crops=self.num_crops
         )
-        # Reordered once for all crops.
-        clip = resize(frames, resized).transpose(0, 1).contiguous()  # [C, T, h, w]
+        return Plan(Shrink(resized), partial(self._views, corners))
+
+    def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Views:
+        height, width = frames.shape[-2:]
+        plan = self.plan(height, width)
+        return plan.views(plan.shrink(frames))
+
+    def _views(self, corners: list[tuple[int, int]], frames: Tensor) -> Views:
+        clip = frames.transpose(0, 1).contiguous()  # [C, T, h, w], reordered once for all crops
         crops = [clip[..., top : top + self.size, left : left + self.size] for top, left in corners]
         crops = [to_levels(crop, self.levels) for crop in crops]
         return Views(torch.stack(crops), torch.zeros(len(crops), 4, dtype=torch.int32))
 
 
 @dataclass(frozen=True)
-class TrainCrop:
+class TrainCrop(Transform):
     """Random resized crop, flip, RandAugment and a box to erase, one draw for the whole clip.
 
     The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for
@@ -131,34 +178,37 @@ class TrainCrop:
     magnitude_std: float = 0.5
     erase: float = 0.0  # probability
 
-    def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
-        own = frames.shape[-1] / frames.shape[-2] if self.squash else 1.0
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
+        own = width / height if self.squash else 1.0
         aspect = (self.aspect[0] * own, self.aspect[1] * own)
-        top, left, height, width = random_box(
-            *frames.shape[-2:], scale=self.scale, aspect=aspect, rng=rng
-        )
-        frames = frames[..., top : top + height, left : left + width]
-        frames = to_levels(resize(frames, (self.size, self.size)), self.levels)
-        if rng.random() < self.flip:
-            frames = frames.flip(-1)
+        box = random_box(height, width, scale=self.scale, aspect=aspect, rng=rng)
+        flips = rng.random() < self.flip
+        operations = []
         if self.magnitude > 0:
             # Imported here, because torchvision takes seconds.
-            from hiera_video.data.randaugment import rand_augment
+            from hiera_video.data.randaugment import draw_operations
 
-            frames = rand_augment(
-                frames,
-                magnitude=self.magnitude,
-                num_ops=self.num_ops,
-                std=self.magnitude_std,
-                rng=rng,
-            )
-        box = NO_BOX
+            operations = draw_operations(self.magnitude, self.num_ops, self.magnitude_std, rng)
+        erased = NO_BOX
         if rng.random() < self.erase:
-            box = random_box(
+            erased = random_box(
                 self.size, self.size, scale=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng
             )
+        shrink = Shrink((self.size, self.size), box)
+        return Plan(shrink, partial(self._views, flips, operations, erased))
+
+    def _views(
+        self, flips: bool, operations: Sequence[tuple], erased: Box, frames: Tensor
+    ) -> Views:
+        frames = to_levels(frames, self.levels)
+        if flips:
+            frames = frames.flip(-1)
+        if operations:
+            from hiera_video.data.randaugment import apply_operations
+
+            frames = apply_operations(frames, list(operations))
         clips = frames.transpose(0, 1)[None].contiguous()
-        return Views(clips, torch.tensor([box], dtype=torch.int32))
+        return Views(clips, torch.tensor([erased], dtype=torch.int32))
 
 
 def random_box(

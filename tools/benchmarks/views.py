@@ -14,23 +14,29 @@ from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler, ClipShape, UniformClips, uniform_clips
-from hiera_video.data.transforms import EvalCrops, Transform, Views
+from hiera_video.data.transforms import EvalCrops, Plan, Transform, Views
 from hiera_video.system.errors import VideoError
 
 
-class OneView:
+class OneView(Transform):
     """View k of the 15: what a loader does that decodes for every view."""
 
     def __init__(self, k: int):
         self.k = k
+        self._crops = EvalCrops(224, 224, 3)
 
     def sample(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
         return uniform_clips(count, fps, 16, 4, num_clips=5)[self.k // 3][None]
 
-    def transform(self, frames: torch.Tensor, rng: np.random.Generator) -> Views:
-        views = EvalCrops(224, 224, 3)(frames)
-        k = self.k % 3
-        return Views(views.clips[k : k + 1], views.erase[k : k + 1])
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
+        all_three = self._crops.plan(height, width)
+
+        def one(frames: torch.Tensor) -> Views:
+            views = all_three.views(frames)
+            k = self.k % 3
+            return Views(views.clips[k : k + 1], views.erase[k : k + 1])
+
+        return Plan(all_three.shrink, one)
 
 
 def benchmark_views(args: argparse.Namespace, videos: list[str]) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def benchmark_views(args: argparse.Namespace, videos: list[str]) -> dict[str, An
     apart = []
     for k in range(15):
         view = OneView(k)
-        apart.append(data_set(view.sample, view.transform))
+        apart.append(data_set(view.sample, view))
     key = Key(0, 0)
     equal = torch.equal(torch.cat([d[key]["clip"] for d in apart]), together[key]["clip"])
     if not equal:

@@ -8,7 +8,7 @@ samples are the same with and without it.
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,11 @@ class CachedReader:
         first = int(indices.min())
         part = self._content.get_slice("frames")[first : int(indices.max()) + 1]
         return part.numpy()[indices - first]
+
+    def parts(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
+        """All at once: they are small."""
+        numbers = np.unique(np.asarray(indices, dtype=np.int64))
+        yield numbers.tolist(), self.get(numbers)
 
     def close(self) -> None:
         self._content.__exit__(None, None, None)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +31,7 @@ import numpy as np
 
 from hiera_video.data.decode.packets import Manifest, VideoInfo, stamp
 from hiera_video.data.decode.pyav_reader import VideoReport
-from hiera_video.data.decode.readers import inspect_video, open_video
+from hiera_video.data.decode.readers import PART_BYTES, inspect_video, open_video
 from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
 from hiera_video.system.storage import is_away
@@ -46,6 +46,9 @@ LONGEST = 20  # times the limit: the most for a child that goes on reading
 PROGRESS_BYTES = 1 << 20
 TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 LENGTH = struct.Struct("<Q")
+
+
+Part = tuple[list[int], list[np.ndarray]]  # frame numbers and frames [H, W, 3] of one shape
 
 
 class DecodeFailure(VideoError):
@@ -126,12 +129,27 @@ class DecodeProcess:
         with contextlib.suppress(Exception):  # at the interpreter's end modules may be gone
             self.close()
 
+    def parts(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(frame numbers, uint8 [n, H, W, 3]), of each frame once, as the decoder brings them.
+
+        The frames of a part are good until the next one is asked for.
+        """
+        part = self._ask("get", np.asarray(indices, dtype=np.int64))
+        while part is not None:
+            numbers, shape = part
+            size = int(np.prod(shape))
+            if self._map is None or len(self._map) < size:
+                length = os.fstat(self._memory.fileno()).st_size
+                self._map = mmap.mmap(self._memory.fileno(), length)
+            yield numbers, np.frombuffer(self._map, np.uint8, size).reshape(shape)
+            part = self._ask("more")
+
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        shape = self._ask("get", np.asarray(indices, dtype=np.int64))
-        size = int(np.prod(shape))
-        if self._map is None or len(self._map) < size:
-            self._map = mmap.mmap(self._memory.fileno(), os.fstat(self._memory.fileno()).st_size)
-        return np.frombuffer(self._map, np.uint8, size).reshape(shape).copy()
+        indices = np.asarray(indices, dtype=np.int64)
+        held: dict[int, np.ndarray] = {}
+        for numbers, frames in self.parts(indices):
+            held.update(zip(numbers, frames.copy()))
+        return np.stack([held[number] for number in indices.tolist()])
 
     def forget(self) -> None:
         """Closes the video that is open. Of no matter if the child is gone."""
@@ -255,6 +273,10 @@ class BoundedReader:
     def get(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return self._process.frames(indices)
 
+    def parts(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
+        """See DecodeProcess."""
+        return self._process.parts(indices)
+
     def close(self) -> None:
         self._process.forget()
 
@@ -341,6 +363,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
     manifest = Manifest(manifest_file) if manifest_file else None
     opened: open_video | None = None
     reader: Any = None
+    parts: Iterator[Part] = iter(())
     count = 0
     with contextlib.suppress(EOFError):
         while True:
@@ -358,9 +381,10 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
                     reader = opened.__enter__()
                     answer = (reader.name, reader.info)
                 elif what == "get":
-                    frames = reader.get(*arguments)
-                    _put(descriptor, frames)
-                    answer = frames.shape
+                    parts = _parts(reader.each(*arguments))
+                    answer = _put(descriptor, next(parts, None))
+                elif what == "more":
+                    answer = _put(descriptor, next(parts, None))
                 elif what == "inspect":
                     answer = inspect_video(*arguments)
                 elif what == "read":
@@ -386,13 +410,36 @@ def _read_through(path: str, most: int) -> tuple[bool, str]:
     return True, ""
 
 
-def _put(descriptor: int, frames: np.ndarray) -> None:
-    if os.fstat(descriptor).st_size < frames.nbytes:
-        os.ftruncate(descriptor, frames.nbytes)
-    view = np.ascontiguousarray(frames).data.cast("B")
+def _parts(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[Part]:
+    """As many at a time as fit into PART_BYTES."""
+    numbers: list[int] = []
+    images: list[np.ndarray] = []
+    for number, image in frames:
+        numbers.append(number)
+        images.append(image)
+        if (len(images) + 1) * image.nbytes > PART_BYTES:
+            yield numbers, images
+            numbers = []
+            images = []
+    if images:
+        yield numbers, images
+
+
+def _put(descriptor: int, part: Part | None) -> tuple[list[int], tuple[int, ...]] | None:
+    """Writes the images one after the other; returns their numbers and their common shape."""
+    if part is None:
+        return None
+    numbers, images = part
+    total = len(images) * images[0].nbytes
+    if os.fstat(descriptor).st_size < total:
+        os.ftruncate(descriptor, total)
     offset = 0
-    while offset < len(view):
-        offset += os.pwrite(descriptor, view[offset:], offset)
+    for image in images:
+        view = np.ascontiguousarray(image).data.cast("B")
+        end = offset + len(view)
+        while offset < end:
+            offset += os.pwrite(descriptor, view[offset - end :], offset)
+    return numbers, (len(images), *images[0].shape)
 
 
 def _trim_memory() -> None:

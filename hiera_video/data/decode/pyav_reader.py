@@ -60,21 +60,34 @@ class PyAVReader:
 
     def get(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [len(indices), H, W, 3], in any order. Raises VideoError, IndexError."""
+        images = dict(self.each(indices))
+        return np.stack([images[int(i)] for i in indices])
+
+    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(frame number, uint8 [H, W, 3]) of each of them once, as they come.
+
+        Raises VideoError, IndexError.
+        """
         wanted = sorted({int(i) for i in indices})
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.info.num_frames:
             raise IndexError(
                 f"frames {wanted[:1]} to {wanted[-1:]} of a video of {self.info.num_frames} frames"
             )
-        images = errors_named(self._by_time if self.packets.pts else self._by_count, wanted)
-        missing = [i for i in wanted if i not in images]
+        missing = set(wanted)
+        shape = None
+        found = self._by_time(wanted) if self.packets.pts else self._by_count(wanted)
+        while (pair := errors_named(next, found, None)) is not None:
+            number, image = pair
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise VideoError("the size of the picture changes within the clip")
+            missing.discard(number)
+            yield number, image
         if missing:
             raise VideoError(
-                f"frame {missing[0]} of {self.info.num_frames} cannot be decoded ({len(missing)} "
-                "such)"
+                f"frame {min(missing)} of {self.info.num_frames} cannot be decoded "
+                f"({len(missing)} such)"
             )
-        if len({image.shape for image in images.values()}) > 1:
-            raise VideoError("the size of the picture changes within the clip")
-        return np.stack([images[int(i)] for i in indices])
 
     def inspect(self) -> VideoReport:
         """Decodes every frame. Raises VideoError where there is none."""
@@ -139,29 +152,32 @@ class PyAVReader:
 
     # -- frames named by their time stamps
 
-    def _by_time(self, wanted: list[int]) -> dict[int, np.ndarray]:
+    def _by_time(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         keyframes = [pts for pts, _ in self.packets.keyframes]
         index_of = {self.packets.pts[i]: i for i in wanted}
         # By the last keyframe that is shown no later: wanted time stamps.
         groups: dict[int, list[int]] = {}
         for pts in index_of:
             groups.setdefault(bisect_right(keyframes, pts) - 1, []).append(pts)
-        images: dict[int, np.ndarray] = {}
         for keyframe, stamps in sorted(groups.items()):
+            left = set(stamps)
             for start in (keyframe, keyframe - 1, keyframe - 2, None):  # None: from the very start
                 if start is not None and start < 0:
                     continue
-                found = self._decode_group(start, set(stamps))
-                images.update({index_of[pts]: image for pts, image in found.items()})
-                if len(found) == len(stamps):
+                for pts, image in self._decode_group(start, set(stamps)):
+                    if pts in left:
+                        left.remove(pts)
+                        yield index_of[pts], image
+                if not left:
                     break
-        return images
 
-    def _decode_group(self, keyframe: int | None, stamps: set[int]) -> dict[int, np.ndarray]:
+    def _decode_group(
+        self, keyframe: int | None, stamps: set[int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Decodes from a keyframe until all `stamps` are found, or clearly will not be."""
         codec = self._stream.codec_context
         damage = _Damage()
-        found: dict[int, np.ndarray] = {}
+        found: set[int] = set()
         is_first = True
         late = 0
         for packet in self._packets_from(keyframe):
@@ -169,16 +185,16 @@ class PyAVReader:
             for frame in damage.decode(packet):
                 shown_later = frame.pts is not None and frame.pts > min(stamps)
                 if is_first and keyframe is not None and shown_later:
-                    return {}  # the seek went too far
+                    return  # the seek went too far
                 is_first = False
                 if damage.is_whole(frame) and frame.pts in stamps:
-                    found[frame.pts] = _image(frame)
+                    found.add(frame.pts)
+                    yield frame.pts, _image(frame)
                 # Frames come out in time order: well past the last wanted one, what is missing
                 # will not come.
                 late += frame.pts is not None and frame.pts > max(stamps)
             if len(found) == len(stamps) or late > LATE_FRAMES:
                 break
-        return found
 
     def _packets_from(self, keyframe: int | None) -> Iterable[av.Packet]:
         if keyframe is None:
@@ -198,19 +214,18 @@ class PyAVReader:
 
     # -- frames named by their position
 
-    def _by_count(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        images = {}
+    def _by_count(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         rest = set(wanted)
         if self._sequence is None or self._position > wanted[0]:
             self._sequence = self._frames_from_start()
             self._position = 0
         for frame in self._sequence:
-            if self._position in rest and frame is not None:
-                images[self._position] = _image(frame)
+            number = self._position
             self._position += 1
+            if number in rest and frame is not None:
+                yield number, _image(frame)
             if self._position > wanted[-1]:
                 break
-        return images
 
     def _frames_from_start(self) -> Iterator[av.VideoFrame | None]:
         """None for a frame that is concealed."""

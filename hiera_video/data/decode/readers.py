@@ -12,7 +12,7 @@ that the chosen decoder reads wrongly goes to PyAV.
 (docs/benchmarks.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +22,15 @@ import numpy as np
 from hiera_video.data.decode.packets import Manifest, Packets, VideoInfo, errors_named
 from hiera_video.data.decode.pyav_reader import PyAVReader, VideoReport
 
+PART_BYTES = 16 << 20  # of frames that are held at a time, or one frame
+
 
 class VideoReader(Protocol):
     name: str
     info: VideoInfo
 
     def get(self, indices: Sequence[int] | np.ndarray) -> np.ndarray: ...
+    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]: ...
     def close(self) -> None: ...
 
 
@@ -134,6 +137,10 @@ class DecordReader:
         frames = frames.asnumpy() if hasattr(frames, "asnumpy") else frames.numpy()
         return frames[back]
 
+    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """As PyAVReader's."""
+        return _in_turn(self, indices)
+
     def close(self) -> None:
         del self._reader
 
@@ -171,11 +178,28 @@ class TorchCodecReader:
             return _with_pyav(self._path, self._packets, indices)
         return frames.numpy()[back]
 
+    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """As PyAVReader's."""
+        return _in_turn(self, indices)
+
     def close(self) -> None:
         del self._decoder
 
 
 OTHERS: dict[str, Any] = {"decord": DecordReader, "torchcodec": TorchCodecReader}
+
+
+def _in_turn(
+    reader: VideoReader, indices: Sequence[int] | np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Some at a time, as many as fit into PART_BYTES."""
+    left = sorted({int(i) for i in indices})
+    count = 1
+    while left:
+        frames = reader.get(left[:count])
+        yield from zip(left[:count], frames)
+        left = left[count:]
+        count = max(1, PART_BYTES // frames[0].nbytes)
 
 
 def _unique(indices: Sequence[int] | np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
