@@ -342,8 +342,7 @@ def test_main_config_trains_on_any_small_list(shapes, tmp_path, tool):
 
 def test_real_clips(clips, tmp_path, tool):
     """The whole path on real and odd files: nothing stops, everything is counted."""
-    # Left out: a trap with tests of its own, and a file coded field by field, not read rightly yet.
-    left_out = ("README.md", "hangs_decord.mp4", "avchd_fields.mts")
+    left_out = ("README.md", "hangs_decord.mp4")  # a trap with tests of its own
     names = sorted(p.name for p in clips.iterdir() if p.name not in left_out)
     (tmp_path / "real.csv").write_text("".join(f"{n} {i % 3}\n" for i, n in enumerate(names)))
     lists = [f"data.root={clips}", *(f"data.{k}={tmp_path / 'real.csv'}" for k in ("train", "val"))]
@@ -374,10 +373,10 @@ def test_real_clips(clips, tmp_path, tool):
         stages,
     )
     metrics = json.loads((out / "test/metrics.json").read_text())
-    assert len(names) == 11 and metrics["videos_expected"] == 11
-    assert metrics["videos"] + len(metrics["missing"]) == 11
+    assert len(names) == 12 and metrics["videos_expected"] == 12
+    assert metrics["videos"] + len(metrics["missing"]) == 12
     assert metrics["missing"] == ["corrupted.mp4"]
-    assert len((out / "features/manifest.csv").read_text().splitlines()) == 12
+    assert len((out / "features/manifest.csv").read_text().splitlines()) == 13
 
 
 def test_kill_between_checkpoint_and_link(tmp_path, finetune):

@@ -9,8 +9,7 @@ import pytest
 from hiera_video.data.decode.readers import DecordReader, open_video
 from hiera_video.system.errors import VideoError
 
-# The last one is coded field by field, which is not read rightly yet.
-ODD = ("hangs_decord.mp4", "corrupted.mp4", "avchd_fields.mts")
+ODD = ("hangs_decord.mp4", "corrupted.mp4")
 
 
 def sequential(path):
@@ -196,3 +195,35 @@ def test_pytorchvideos_bridge_does_not_matter(clips):
             assert isinstance(video.get([3, 1]), np.ndarray)
     finally:
         decord.bridge.reset_bridge()
+
+
+def test_fields_are_read_as_frames(clips):
+    """26 packets of a field each, 13 frames of 25 a second."""
+    with open_video(clips / "avchd_fields.mts") as video:
+        assert video.info.num_frames == 13 and video.info.fps == 25
+        np.testing.assert_allclose(video.info.times, np.arange(13) / 25, atol=1e-6)
+        truth = sequential(clips / "avchd_fields.mts")
+        for indices in (range(13), [5], [12, 3, 3]):
+            assert all((a == truth[i]).all() for a, i in zip(video.get(indices), indices))
+
+
+def test_a_picture_that_changes_its_size_is_scaled_to_the_first(tmp_path):
+    """As recordings of calls do: here two streams of H.264, one after the other."""
+    whole = b""
+    for size in ((64, 48), (96, 80)):
+        part = tmp_path / f"{size[0]}.h264"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for grey in (40, 90, 140):
+                image = np.full((size[1], size[0], 3), grey, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        whole += part.read_bytes()
+    (tmp_path / "both.h264").write_bytes(whole)
+    with open_video(tmp_path / "both.h264") as video:
+        assert video.info.num_frames == 6
+        frames = video.get(range(6))
+    assert frames.shape == (6, 48, 64, 3)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), [40, 90, 140, 40, 90, 140], atol=3)

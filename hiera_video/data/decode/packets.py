@@ -7,6 +7,7 @@ the scans.
 """
 
 import json
+import math
 import os
 import sqlite3
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 from hiera_video.system.errors import VideoError
 
 T = TypeVar("T")
-VERSION = 1  # of what a scan finds, and of how it is kept
+VERSION = 2  # of what a scan finds, and of how it is kept
 BUSY_S = 0.02  # for a manifest that others write to; a scan takes about as long
 FALLBACK_FPS = 30.0  # for a file that states no frame rate and has a single frame
 UNEVEN = 0.5  # frames: time stamps further than this from an even grid make a variable frame rate
@@ -36,6 +37,7 @@ OPEN_GOP = "open groups of pictures"
 REORDERED_AVI = "reordered frames in AVI"
 TRANSPORT_STREAM = "MPEG transport stream"
 AV1 = "AV1"
+FIELDS = "coded field by field"  # a frame of two packets
 # In these files time stamps do not name the frames, so frames are counted.
 COUNTED = {NO_STAMPS, REPEATED_STAMPS, REORDERED_AVI}
 
@@ -119,14 +121,19 @@ class Packets:
 
     @classmethod
     def scan(cls, container: av.container.InputContainer, stream: av.VideoStream) -> "Packets":
-        """`counted` is left at 0: see PyAVReader."""
+        """`counted` is left at 0, and fields are taken for frames: see PyAVReader."""
         pts = []
         keyframes = []
         remarks = set()
         last_key_pts = None
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        time_base = float(stream.time_base or Fraction(1, 1))
+        shortest = math.inf  # duration of a packet, in frames
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue  # the flush packet at the end
+            if packet.duration:
+                shortest = min(shortest, packet.duration * time_base * rate)
             if packet.is_discard:  # decoded for the sake of others, outside the edit list
                 remarks.add(EDIT_LIST)
             elif packet.pts is None:
@@ -147,13 +154,15 @@ class Packets:
             remarks.add(REORDERED_AVI)
         if container.format.name == "mpegts":
             remarks.add(TRANSPORT_STREAM)
+        if container.format.name in ("mpegts", "mpeg") and shortest < 0.6:
+            remarks.add(FIELDS)
         if codec.name in ("av1", "libdav1d", "libaom-av1"):
             remarks.add(AV1)
         return cls(
             pts=[] if COUNTED & remarks else sorted(pts),
             keyframes=sorted(keyframes),
-            time_base=float(stream.time_base or Fraction(1, 1)),
-            rate=float(stream.average_rate or stream.guessed_rate or 0),
+            time_base=time_base,
+            rate=rate,
             counted=0,
             remarks=tuple(sorted(remarks)),
         )

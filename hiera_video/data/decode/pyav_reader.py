@@ -9,6 +9,7 @@ FFmpeg conceals damage: it shows something for a frame that it could not decode,
 build on it. Those are not the video's frames. They are an error here, up to the next keyframe.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -20,7 +21,7 @@ from typing import Any
 import av
 import numpy as np
 
-from hiera_video.data.decode.packets import DAMAGE, Packets, errors_named, reason
+from hiera_video.data.decode.packets import DAMAGE, FIELDS, Packets, errors_named, reason
 from hiera_video.system.errors import VideoError
 
 LATE_FRAMES = 16  # past the last wanted one, after which a missing one will not come
@@ -74,15 +75,10 @@ class PyAVReader:
                 f"frames {wanted[:1]} to {wanted[-1:]} of a video of {self.info.num_frames} frames"
             )
         missing = set(wanted)
-        shape = None
         found = self._by_time(wanted) if self.packets.pts else self._by_count(wanted)
         while (pair := errors_named(next, found, None)) is not None:
-            number, image = pair
-            shape = shape or image.shape
-            if image.shape != shape:
-                raise VideoError("the size of the picture changes within the clip")
-            missing.discard(number)
-            yield number, image
+            missing.discard(pair[0])
+            yield pair
         if missing:
             raise VideoError(
                 f"frame {min(missing)} of {self.info.num_frames} cannot be decoded "
@@ -124,7 +120,7 @@ class PyAVReader:
                     damage = damage or f"coded frame {position}: corrupt"
                 frames += 1
                 if frames == 1:
-                    size = _image(frame).shape[:2]
+                    size = self._image(frame).shape[:2]
         return frames, size, damage
 
     def close(self) -> None:
@@ -143,12 +139,36 @@ class PyAVReader:
         if strict:
             stream.codec_context.options = {"err_detect": "explode"}
         self._stream: Any = stream  # PyAV's types name every kind of stream
+        codec: Any = stream.codec_context
+        self._picture = (codec.width or None, codec.height or None)
 
     def _scan(self) -> Packets:
         packets = Packets.scan(self._container, self._stream)
+        if FIELDS in packets.remarks:
+            stamps = set(self._stamps_of_frames())
+            keyframes = [key for key in packets.keyframes if key[0] in stamps]
+            return dataclasses.replace(packets, pts=sorted(stamps), keyframes=keyframes)
         if packets.pts:
             return packets
         return dataclasses.replace(packets, counted=sum(1 for _ in self._frames_from_start()))
+
+    def _stamps_of_frames(self) -> Iterator[int]:
+        """Of all frames, whole or not, by decoding them."""
+        self.close()
+        self._open(strict=False)
+        for packet in self._container.demux(self._stream):
+            with contextlib.suppress(av.FFmpegError):
+                yield from (frame.pts for frame in packet.decode() if frame.pts is not None)
+        self.close()
+        self._open()
+
+    def _image(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3], upright; where the picture's size changes, at that of the header."""
+        width, height = self._picture
+        # One thread: PyAV would take every core, in each of many workers.
+        image = frame.reformat(width, height, format="rgb24", threads=1).to_ndarray()
+        quarter_turns = round(frame.rotation / 90)
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns % 4 else image
 
     # -- frames named by their time stamps
 
@@ -176,12 +196,16 @@ class PyAVReader:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decodes from a keyframe until all `stamps` are found, or clearly will not be."""
         codec = self._stream.codec_context
+        skips = (
+            FIELDS not in self.packets.remarks
+        )  # a wanted frame's second field has its own stamp
         damage = _Damage()
         found: set[int] = set()
         is_first = True
         late = 0
         for packet in self._packets_from(keyframe):
-            codec.skip_frame = "DEFAULT" if packet.is_keyframe or packet.pts in stamps else "NONREF"
+            needed = packet.is_keyframe or packet.pts in stamps or not skips
+            codec.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in damage.decode(packet):
                 shown_later = frame.pts is not None and frame.pts > min(stamps)
                 if is_first and keyframe is not None and shown_later:
@@ -189,7 +213,7 @@ class PyAVReader:
                 is_first = False
                 if damage.is_whole(frame) and frame.pts in stamps:
                     found.add(frame.pts)
-                    yield frame.pts, _image(frame)
+                    yield frame.pts, self._image(frame)
                 # Frames come out in time order: well past the last wanted one, what is missing
                 # will not come.
                 late += frame.pts is not None and frame.pts > max(stamps)
@@ -223,7 +247,7 @@ class PyAVReader:
             number = self._position
             self._position += 1
             if number in rest and frame is not None:
-                yield number, _image(frame)
+                yield number, self._image(frame)
             if self._position > wanted[-1]:
                 break
 
@@ -278,10 +302,3 @@ class _Damage:
         """To be asked of every frame, in order."""
         self._concealed = frame.is_corrupt or (self._concealed and not frame.key_frame)
         return frame.pts not in self._spoiled and not self._concealed
-
-
-def _image(frame: av.VideoFrame) -> np.ndarray:
-    # One thread: PyAV would take every core, in each of many workers.
-    image = frame.reformat(format="rgb24", threads=1).to_ndarray()
-    quarter_turns = round(frame.rotation / 90)
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns % 4 else image
