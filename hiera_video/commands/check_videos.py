@@ -159,6 +159,8 @@ class Checker:
             lines = self._journal.read_text().splitlines()
         except OSError:
             return {}
+        with contextlib.suppress(OSError), open(self._journal, "a") as file:
+            file.write("\n")  # the last line may be cut short
         for line in lines:
             with contextlib.suppress(ValueError):  # cut short by the kill
                 path, state, row = json.loads(line)

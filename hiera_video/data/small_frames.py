@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.data.transforms import Plan, Shrink, Transform
+from hiera_video.system.errors import VideoError
 
 # Frame numbers -> (some of them, uint8 [n, H, W, C]), each part good until the next one.
 Parts = Callable[[np.ndarray], Iterable[tuple[Sequence[int], np.ndarray]]]
@@ -16,7 +17,7 @@ class SmallFrames:
     """Of the clips [clips, T] (frame numbers), each with a plan that is drawn for it.
 
     before: of clips of the same video, whose frames are not decoded again where they are the same.
-    Raises what `parts` raises.
+    Raises VideoError, and what else `parts` raises.
     """
 
     def __init__(
@@ -38,11 +39,17 @@ class SmallFrames:
         if before is not None:
             self._draw(before.size)
             missing = self._take(before)
-        if len(missing):
+        left = set(missing.tolist())
+        if left:
             for numbers, whole in parts(missing):
                 if not self.plans:
                     self._draw(whole.shape[1:3])
+                if whole.shape[1:3] != self.size:
+                    raise VideoError("the picture turns within the video")
+                left -= set(numbers)
                 self._add(numbers, torch.from_numpy(whole).permute(0, 3, 1, 2))
+        if left:
+            raise VideoError(f"frame {min(left)} did not come ({len(left)} such)")
 
     def of(self, shrink: Shrink, clip: np.ndarray) -> Tensor:
         """uint8 [T, C, h, w]: a view where the rows follow each other, as in most clips."""

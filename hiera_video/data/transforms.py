@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -62,17 +62,11 @@ class Plan(NamedTuple):
     views: Callable[[Tensor], Views]  # of the clip's small frames [T, C, *size]
 
 
-class Transform:
+class Transform(Protocol):
     """From a clip's frames to views of it."""
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
         """For frames of that size."""
-        raise NotImplementedError
-
-    def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
-        height, width = frames.shape[-2:]
-        plan = self.plan(height, width, rng)
-        return plan.views(plan.shrink(frames))
 
 
 def crop_boxes(
@@ -126,7 +120,7 @@ def to_levels(clip: Tensor, levels: Levels | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EvalCrops(Transform):
+class EvalCrops:
     """Resize the short side, then one or three square crops: the views of a clip in testing.
 
     squash: both sides are resized to `short_side`. levels: of to_levels, crop by crop.
@@ -159,7 +153,7 @@ class EvalCrops(Transform):
 
 
 @dataclass(frozen=True)
-class TrainCrop(Transform):
+class TrainCrop:
     """Random resized crop, flip, RandAugment and a box to erase, one draw for the whole clip.
 
     The crop comes before RandAugment (timm's order; PySlowFast augments the whole frame first, for
@@ -177,6 +171,11 @@ class TrainCrop(Transform):
     num_ops: int = 2
     magnitude_std: float = 0.5
     erase: float = 0.0  # probability
+
+    def __call__(self, frames: Tensor, rng: np.random.Generator) -> Views:
+        height, width = frames.shape[-2:]
+        plan = self.plan(height, width, rng)
+        return plan.views(plan.shrink(frames))
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
         own = width / height if self.squash else 1.0

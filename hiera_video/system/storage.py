@@ -3,23 +3,11 @@
 import errno
 from urllib.error import HTTPError, URLError
 
-AWAY = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.EREMOTEIO,
-    errno.ENXIO,
-    errno.ENODEV,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EPIPE,
-}
+NAMES = (
+    "EIO ESTALE ETIMEDOUT ENOTCONN EREMOTEIO ENXIO ENODEV EHOSTDOWN EHOSTUNREACH ENETDOWN "
+    "ENETUNREACH ECONNABORTED ECONNREFUSED ECONNRESET EPIPE"
+)
+AWAY = {getattr(errno, name) for name in NAMES.split() if hasattr(errno, name)}  # not all, on macOS
 ASK_LATER = {408, 425, 429}  # statuses of HTTP, besides those from 500 on
 
 

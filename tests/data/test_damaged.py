@@ -123,11 +123,11 @@ def run_over(folder, files, out, tool, workers, monkeypatch, tmp_path):
         "if 'hiera_video.data.decode.process' in ' '.join(sys.orig_argv):\n"
         "    import hiera_video.data.decode.readers as video\n"
         "    def trap(reader):\n"
-        "        get = reader.get\n"
+        "        each = reader.each\n"
         "        def new(self, indices):\n"
-        "            return ctypes.string_at(0) if self._path.endswith('crash.mp4') else get(self, "
-        "indices)\n"
-        "        reader.get = new\n"
+        "            if self._path.endswith('crash.mp4'): ctypes.string_at(0)\n"
+        "            return each(self, indices)\n"
+        "        reader.each = new\n"
         "    trap(video.PyAVReader), trap(video.DecordReader)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))

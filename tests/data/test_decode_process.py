@@ -72,10 +72,10 @@ def test_errors_are_those_of_the_reader_and_leave_the_process_alive(video, tmp_p
     ],
 )
 def test_hang_and_crash(video, tmp_path, monkeypatch, body, kind, message):
-    """The child imports a reader whose `get` runs `body`; the next child is the real one again."""
+    """The child imports a reader whose `each` runs `body`; the next child is the real one again."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import hiera_video.data.decode.readers as video\ndef get(self, indices):\n    "
-        f"{body}\nvideo.PyAVReader.get = get\n"
+        "import hiera_video.data.decode.readers as video\ndef each(self, indices):\n    "
+        f"{body}\n    yield\nvideo.PyAVReader.each = each\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = DecodeProcess(timeout_s=2)
@@ -92,13 +92,57 @@ def test_hang_and_crash(video, tmp_path, monkeypatch, body, kind, message):
     process.close()
 
 
+def test_a_child_that_is_killed_between_two_requests(video):
+    """By a system that is out of memory, say: also between two parts of an answer."""
+    process = DecodeProcess(timeout_s=60)
+    for number in range(2):
+        with pytest.raises(DecodeFailure) as failure, process.open(video, "auto") as bounded:
+            parts = bounded.parts(range(20))
+            if number:
+                next(parts)
+            os.kill(process._child.pid, signal.SIGKILL)
+            while next(parts, None) is not None:
+                pass
+            bounded.get([0])
+        assert failure.value.kind == "killed"
+    with process.open(video, "auto") as bounded:
+        assert bounded.get([0]).shape[0] == 1
+    process.close()
+
+
+def test_a_limit_is_for_all_parts_of_an_answer(video, tmp_path, monkeypatch):
+    """A child that takes 0.4 s for each frame, which all are parts of their own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "import hiera_video.data.decode.process as process\n"
+        "from hiera_video.data.decode import pyav_reader\n"
+        "each = pyav_reader.PyAVReader.each\n"
+        "def slow(self, indices):\n"
+        "    for pair in each(self, indices):\n"
+        "        time.sleep(0.4)\n"
+        "        yield pair\n"
+        "pyav_reader.PyAVReader.each = slow\n"
+        "process.PART_BYTES = 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = DecodeProcess(timeout_s=2)
+    with process.open(video, "auto") as bounded:
+        assert bounded.get(range(3)).shape[0] == 3
+    began = time.monotonic()
+    with pytest.raises(DecodeFailure) as failure, process.open(video, "auto") as bounded:
+        bounded.get(range(20))
+    assert failure.value.kind == "stalled" and time.monotonic() - began < 5
+    process.close()
+
+
 def test_the_child_ends_with_its_parent(video, tmp_path):
     """Also in the middle of a decode, and when the parent is killed."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, hiera_video.data.decode.readers as video\n"
-        "def get(self, indices):\n"
+        "def each(self, indices):\n"
         "    while True: pass\n"
-        "video.PyAVReader.get = get\n"
+        "    yield\n"
+        "video.PyAVReader.each = each\n"
     )
     code = (
         "from hiera_video.data.decode.process import DecodeProcess\n"
@@ -147,12 +191,12 @@ def trap(shapes, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
         "import ctypes, time, hiera_video.data.decode.readers as video\n"
         "def trapped(reader):\n"
-        "    get = reader.get\n"
+        "    each = reader.each\n"
         "    def new(self, indices):\n"
         "        while self._path.endswith('/hang.mp4'): pass\n"
         "        if self._path.endswith('/crash.mp4'): ctypes.string_at(0)\n"
-        "        return get(self, indices)\n"
-        "    reader.get = new\n"
+        "        return each(self, indices)\n"
+        "    reader.each = new\n"
         "import sys\n"
         "if 'hiera_video.data.decode.process' in ' '.join(sys.orig_argv):\n"
         "    trapped(video.PyAVReader); trapped(video.DecordReader)\n"

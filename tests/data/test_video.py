@@ -207,6 +207,40 @@ def test_fields_are_read_as_frames(clips):
             assert all((a == truth[i]).all() for a, i in zip(video.get(indices), indices))
 
 
+def test_fields_of_two_recordings_are_counted(clips, tmp_path):
+    """One after the other in a file: the same time stamps come again."""
+    content = (clips / "avchd_fields.mts").read_bytes()
+    path = tmp_path / "twice.mts"
+    path.write_bytes(content + content)
+    truth = sequential(path)
+    with open_video(path) as video:
+        assert video.info.num_frames == len(truth) > 20
+        got = video.get(range(len(truth)))
+    assert sum((a == b).all() for a, b in zip(got, truth)) > 20
+
+
+def test_a_damaged_second_field_spoils_its_frame(clips, tmp_path):
+    content = bytearray((clips / "avchd_fields.mts").read_bytes())
+    with av.open(str(clips / "avchd_fields.mts")) as container:
+        packets = [p for p in container.demux(container.streams.best("video")) if p.size]
+        places = {p.pts: p.pos for p in packets if p.pos is not None}
+    after = places[104400]  # what follows the second field of the frame at 108000 in the file
+    content[after - 100 * 188 : after - 40 * 188] = bytes(60 * 188)
+    path = tmp_path / "damaged.mts"
+    path.write_bytes(content)
+    whole = sequential(clips / "avchd_fields.mts")
+    lost = 0
+    with open_video(path) as video:
+        for index in range(video.info.num_frames):
+            try:
+                image = video.get([index])[0]
+            except VideoError:
+                lost += 1
+                continue
+            assert any((image == other).all() for other in whole), "made up, and not reported"
+    assert 0 < lost < 13
+
+
 def test_a_picture_that_changes_its_size_is_scaled_to_the_first(tmp_path):
     """As recordings of calls do: here two streams of H.264, one after the other."""
     whole = b""

@@ -18,7 +18,7 @@ from hiera_video.data.transforms import EvalCrops, Plan, Transform, Views
 from hiera_video.system.errors import VideoError
 
 
-class OneView(Transform):
+class OneView:
     """View k of the 15: what a loader does that decodes for every view."""
 
     def __init__(self, k: int):

@@ -31,7 +31,7 @@ import numpy as np
 
 from hiera_video.data.decode.packets import Manifest, VideoInfo, stamp
 from hiera_video.data.decode.pyav_reader import VideoReport
-from hiera_video.data.decode.readers import PART_BYTES, inspect_video, open_video
+from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
 from hiera_video.system.storage import is_away
@@ -39,6 +39,8 @@ from hiera_video.system.storage import is_away
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 START_PAUSES_S = (0, 1, 10)
 PR_SET_PDEATHSIG = 1
+PART_BYTES = 16 << 20  # of frames that are sent at a time, or one frame
+LEAST_S = 0.1  # for a part of an answer whose others took the whole limit
 ENDING_S = 0.05  # for a child to end by itself
 KILL_S = 5.0  # for a child that is killed to be gone
 BUSY = 0.2  # share of a core, above which a child computes
@@ -76,6 +78,7 @@ class DecodeProcess:
         self.manifest = manifest
         self._child: Any = None  # subprocess.Popen, while it lives
         self._owner = 0
+        self._waited_s = 0.0  # for answers, so far
         self._memory: Any = None  # the file in memory that both have mapped
         self._map: mmap.mmap | None = None
 
@@ -134,6 +137,7 @@ class DecodeProcess:
 
         The frames of a part are good until the next one is asked for.
         """
+        began = self._waited_s
         part = self._ask("get", np.asarray(indices, dtype=np.int64))
         while part is not None:
             numbers, shape = part
@@ -142,7 +146,7 @@ class DecodeProcess:
                 length = os.fstat(self._memory.fileno()).st_size
                 self._map = mmap.mmap(self._memory.fileno(), length)
             yield numbers, np.frombuffer(self._map, np.uint8, size).reshape(shape)
-            part = self._ask("more")
+            part = self._ask("more", waited_s=self._waited_s - began)
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         indices = np.asarray(indices, dtype=np.int64)
@@ -157,7 +161,8 @@ class DecodeProcess:
             with contextlib.suppress(VideoError):
                 self._ask("close")
 
-    def _ask(self, *request: Any) -> Any:
+    def _ask(self, *request: Any, waited_s: float = 0.0) -> Any:
+        """waited_s: of the limit, that earlier parts of the answer have taken."""
         if self._child is None or self._owner != os.getpid():
             self._start()
         child = self._child
@@ -165,14 +170,15 @@ class DecodeProcess:
         cpu_s = _cpu_s(child.pid)
         try:
             send(child.stdin, request)
-            self._wait()
+            self._wait(max(self.timeout_s - waited_s, LEAST_S))
             answer = receive(child.stdout, time.monotonic() + self.timeout_s)
+            self._waited_s += time.monotonic() - began
         except TimeoutError:
             elapsed = time.monotonic() - began
             computed = _cpu_s(child.pid) - cpu_s > BUSY * elapsed
             self._kill()
             kind = "timeout" if computed else "stalled"
-            limit = elapsed // self.timeout_s * self.timeout_s
+            limit = max(1, elapsed // self.timeout_s) * self.timeout_s
             raise DecodeFailure(kind, f"decoding took more than {limit:g} s") from None
         except (BrokenPipeError, EOFError):
             self._kill()
@@ -185,7 +191,7 @@ class DecodeProcess:
             raise answer
         return answer
 
-    def _wait(self) -> None:
+    def _wait(self, limit_s: float) -> None:
         """For the beginning of an answer.
 
         A child that goes on reading a large file has more time. Raises TimeoutError.
@@ -193,11 +199,12 @@ class DecodeProcess:
         child = self._child
         seen = _bytes_read(child.pid)
         last = time.monotonic() + LONGEST * self.timeout_s
-        while not _readable(child.stdout, self.timeout_s):
+        while not _readable(child.stdout, limit_s):
             now = _bytes_read(child.pid)
             if now - seen < PROGRESS_BYTES or time.monotonic() > last:
                 raise TimeoutError
             seen = now
+            limit_s = self.timeout_s
 
     def _start(self) -> None:
         """Raises Unavailable."""
@@ -257,9 +264,9 @@ class DecodeProcess:
         # Who waits for a disk that does not answer cannot be killed: it is left to the system.
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=KILL_S)
-        child.stdin.close()
-        child.stdout.close()
-        self._memory.close()
+        for file in (child.stdin, child.stdout, self._memory):
+            with contextlib.suppress(OSError):  # what was not sent is flushed, to nobody
+                file.close()
 
 
 class BoundedReader:

@@ -75,10 +75,15 @@ class PyAVReader:
                 f"frames {wanted[:1]} to {wanted[-1:]} of a video of {self.info.num_frames} frames"
             )
         missing = set(wanted)
+        shape = None
         found = self._by_time(wanted) if self.packets.pts else self._by_count(wanted)
         while (pair := errors_named(next, found, None)) is not None:
-            missing.discard(pair[0])
-            yield pair
+            number, image = pair
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise VideoError("the picture turns within the clip")
+            missing.discard(number)
+            yield number, image
         if missing:
             raise VideoError(
                 f"frame {min(missing)} of {self.info.num_frames} cannot be decoded "
@@ -145,20 +150,23 @@ class PyAVReader:
     def _scan(self) -> Packets:
         packets = Packets.scan(self._container, self._stream)
         if FIELDS in packets.remarks:
-            stamps = set(self._stamps_of_frames())
-            keyframes = [key for key in packets.keyframes if key[0] in stamps]
-            return dataclasses.replace(packets, pts=sorted(stamps), keyframes=keyframes)
+            stamps = list(self._stamps_of_frames())
+            known = {stamp for stamp in stamps if stamp is not None}
+            if len(known) < len(stamps):  # none, or one that comes again: frames are counted
+                return dataclasses.replace(packets, pts=[], counted=len(stamps))
+            keyframes = [key for key in packets.keyframes if key[0] in known]
+            return dataclasses.replace(packets, pts=sorted(known), keyframes=keyframes)
         if packets.pts:
             return packets
         return dataclasses.replace(packets, counted=sum(1 for _ in self._frames_from_start()))
 
-    def _stamps_of_frames(self) -> Iterator[int]:
+    def _stamps_of_frames(self) -> Iterator[int | None]:
         """Of all frames, whole or not, by decoding them."""
         self.close()
         self._open(strict=False)
         for packet in self._container.demux(self._stream):
             with contextlib.suppress(av.FFmpegError):
-                yield from (frame.pts for frame in packet.decode() if frame.pts is not None)
+                yield from (frame.pts for frame in packet.decode())
         self.close()
         self._open()
 
@@ -199,7 +207,7 @@ class PyAVReader:
         skips = (
             FIELDS not in self.packets.remarks
         )  # a wanted frame's second field has its own stamp
-        damage = _Damage()
+        damage = _Damage(set() if skips else set(self.packets.pts))
         found: set[int] = set()
         is_first = True
         late = 0
@@ -274,7 +282,10 @@ class _Damage:
     a keyframe in the file but are shown before it, spoil other leading ones only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frames: set[int]):
+        """frames: time stamps of all frames where they are coded field by field; else empty."""
+        self._frames = frames
+        self._first_field: int | None = None  # of the frame whose second field may follow
         self._key_pts = -math.inf
         self._broken = False
         self._leading_broken = False
@@ -294,8 +305,10 @@ class _Damage:
             frames = []
             self._broken = self._broken or not leads
             self._leading_broken = True
+        if packet.pts in self._frames:
+            self._first_field = packet.pts
         if self._broken or (self._leading_broken and leads):
-            self._spoiled.add(packet.pts)
+            self._spoiled |= {packet.pts, self._first_field}
         return frames
 
     def is_whole(self, frame: Any) -> bool:

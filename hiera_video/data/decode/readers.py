@@ -22,8 +22,6 @@ import numpy as np
 from hiera_video.data.decode.packets import Manifest, Packets, VideoInfo, errors_named
 from hiera_video.data.decode.pyav_reader import PyAVReader, VideoReport
 
-PART_BYTES = 16 << 20  # of frames that are held at a time, or one frame
-
 
 class VideoReader(Protocol):
     name: str
@@ -139,7 +137,7 @@ class DecordReader:
 
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """As PyAVReader's."""
-        return _in_turn(self, indices)
+        return _at_once(self, indices)
 
     def close(self) -> None:
         del self._reader
@@ -180,7 +178,7 @@ class TorchCodecReader:
 
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """As PyAVReader's."""
-        return _in_turn(self, indices)
+        return _at_once(self, indices)
 
     def close(self) -> None:
         del self._decoder
@@ -189,17 +187,12 @@ class TorchCodecReader:
 OTHERS: dict[str, Any] = {"decord": DecordReader, "torchcodec": TorchCodecReader}
 
 
-def _in_turn(
+def _at_once(
     reader: VideoReader, indices: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Some at a time, as many as fit into PART_BYTES."""
-    left = sorted({int(i) for i in indices})
-    count = 1
-    while left:
-        frames = reader.get(left[:count])
-        yield from zip(left[:count], frames)
-        left = left[count:]
-        count = max(1, PART_BYTES // frames[0].nbytes)
+    """Of one decoder, all of them: where it gives up, every frame is PyAV's."""
+    numbers = sorted({int(i) for i in indices})
+    yield from zip(numbers, reader.get(numbers))
 
 
 def _unique(indices: Sequence[int] | np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
