@@ -104,12 +104,12 @@ def test_all_views_come_from_one_decode(shapes, monkeypatch):
     opened = []
     calls = []
     really_open = DecodeProcess.open
-    frames = DecodeProcess.frames
+    parts = DecodeProcess.parts
     monkeypatch.setattr(
         DecodeProcess, "open", lambda self, *a: opened.append(a) or really_open(self, *a)
     )
     monkeypatch.setattr(
-        DecodeProcess, "frames", lambda self, i: calls.append(list(i)) or frames(self, i)
+        DecodeProcess, "parts", lambda self, i: calls.append(list(i)) or parts(self, i)
     )
     videos = read_videos("val.csv", root=shapes)
     sample = held_out_set(videos, crops=3)[Key(0, 0)]
