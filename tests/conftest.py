@@ -32,6 +32,14 @@ FINETUNE = "tests/configs/finetune.yaml"
 PRETRAIN = "tests/configs/pretrain.yaml"
 
 
+# Files that take longest come first, so that no process ends up alone with one of them.
+LONGEST = {"test_slurm", "test_ranks", "test_study", "test_fast_paths", "test_faulty_disk"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def start(*overrides: str, cfg: str = FINETUNE) -> None:
     """The main job in this process, where its exceptions can be looked at."""
     from hiera_video.config import load_config

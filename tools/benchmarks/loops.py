@@ -102,6 +102,7 @@ def synthetic_batch(clips: int, views: int = 1) -> dict:
         "row": torch.arange(clips),
         "times": [],
         "bad": [],
+        "unavailable": "",
         "requested": clips,
     }
 
