@@ -204,9 +204,8 @@ class PyAVReader:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decodes from a keyframe until all `stamps` are found, or clearly will not be."""
         codec = self._stream.codec_context
-        skips = (
-            FIELDS not in self.packets.remarks
-        )  # a wanted frame's second field has its own stamp
+        # The second field of a wanted frame has a stamp of its own.
+        skips = FIELDS not in self.packets.remarks
         damage = _Damage(set() if skips else set(self.packets.pts))
         found: set[int] = set()
         is_first = True
