@@ -104,6 +104,43 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
+def test_a_request_to_stop_is_heard_in_validation_and_testing(tmp_path, shapes, finetune):
+    """However rare the lines of the log; what was cut off is done by the next start."""
+    lines = (shapes / "val.csv").read_text().splitlines()
+    (tmp_path / "many.csv").write_text("".join(f"{line}\n" for line in lines * 12))
+    more = [
+        "train.epochs=1",
+        "train.save_every=0.5",
+        "train.val_every=0.5",
+        "train.log_every=1000",
+        "test.save_every_s=0",
+        f"data.val={tmp_path / 'many.csv'}",
+    ]
+    start(*finetune("whole", *more))
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
+
+    def stopped_when(found):
+        process = launch(*finetune("run", *more))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and not found():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 3 and "SIGTERM asks to stop" in err, err
+        return err
+
+    first = rows(whole, "val")[0]["step"]
+    err = stopped_when(lambda: (run / "metrics.jsonl").exists() and rows(run))
+    assert f"the state of step {first} of" in err and not rows(run, "val")
+    err = stopped_when(lambda: list(run.glob("test/parts/*.safetensors")))
+    assert "test ends at" in err and not (run / "test/metrics.json").exists()
+    assert rows(run, "val") == rows(whole, "val")
+    start(*finetune("run", *more))
+    assert state(run) == state(whole) and outcome(run) == outcome(whole)
+    assert "videos are scored already" in (run / "log.txt").read_text()
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(
     tmp_path, finetune, shapes
 ):

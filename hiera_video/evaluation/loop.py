@@ -18,8 +18,9 @@ from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.scores import at_share
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.distributed import World, autocast
-from hiera_video.system.errors import GOES_ON, Unavailable
+from hiera_video.system.errors import GOES_ON, Interrupted, Unavailable
 from hiera_video.system.log import Progress
+from hiera_video.system.signals import stop_requested
 
 # (clips, a seed of each) -> tensors that begin with the clips
 Predict = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
@@ -76,10 +77,14 @@ def evaluate(
     """Runs `predict` on all views of this rank's `batches` and hands its outputs to `consumer`.
 
     progress: counts the videos of all ranks; closed at the end. Raises RunStopped if storage is
-    away.
+    away, and Interrupted, on all ranks, where a signal made one of them leave early.
     """
     predict = forward.prepare(predict)
+    asked = ""
     for batch in batches:
+        asked = stop_requested()
+        if asked:
+            break
         for row, reason in batch["bad"]:
             consumer.missing(row, reason)
         if batch["unavailable"]:
@@ -91,6 +96,12 @@ def evaluate(
             consumer.update(batch, joined)
         progress.advance(batch["requested"] * world.size)
     progress.close()
+    asked = next(filter(None, world.gather_all(asked)), "")
+    if asked:
+        raise Interrupted(
+            f"{asked} asks to stop: {progress.what} ends at {progress.done} of {progress.total} "
+            f"{progress.unit}; the same command goes on"
+        )
 
 
 def predict_logits(model: Any, dial: TokenDial = ALL_UNITS, too: Sequence[float] = ()) -> Predict:

@@ -19,6 +19,7 @@ from hiera_video.stages.train import TrainStage
 from hiera_video.system.distributed import World, join_world
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
+from hiera_video.system.signals import StopSignals
 
 
 class Stage(Protocol):
@@ -38,9 +39,10 @@ def run(config: Config) -> None:
             missing = missing_decoder(config.data.decoder)
             if missing:
                 log.say(f"{missing}: every file is decoded with PyAV")
-            for stage in stages:
-                stage.run(log)
-                world.barrier()
+            with StopSignals():
+                for stage in stages:
+                    stage.run(log)
+                    world.barrier()
             output = Path(config.output)
             world.on_main(lambda: log.say(f"report: {write_report(config, output)}"))
         except RunStopped as e:
@@ -80,7 +82,8 @@ def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
         for note in notes:
             log.say(note)
         try:
-            stage.run(log)
+            with StopSignals():
+                stage.run(log)
             world.barrier()
         finally:
             log.close()

@@ -16,7 +16,6 @@ from hiera_video.stages.watch import Probe, ProbeLists, Validation
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.log import RunLog
-from hiera_video.system.signals import StopSignals
 from hiera_video.training.checkpoint import (
     TrainState,
     checkpoint_step,
@@ -60,12 +59,9 @@ class TrainStage:
         world = self.world
         checkpoint = world.on_main(lambda: newest_whole(self.checkpoints, log.say))
         first_step = checkpoint_step(checkpoint)
-        if checkpoint is not None and world.is_main:
-            # A kill may have come between the folder and the links.
-            point(self.checkpoints, "latest", checkpoint.name)
-            if log.best_validation(first_step)[1] == first_step:
-                point(self.checkpoints, "best", checkpoint.name)
-        if first_step >= self.plan.steps:
+        cut_off = world.on_main(lambda: self._look_was_cut_off(first_step, log))
+        world.on_main(lambda: self._point_to(checkpoint, log))
+        if first_step >= self.plan.steps and not cut_off:
             log.say(f"train: done already, {self.plan.steps} steps")
             return
         run = self._assemble(checkpoint, log)
@@ -76,26 +72,44 @@ class TrainStage:
         watch = self._watch(log)
         if watch is not None:
             watch.begin(first_step, keeper.weights())
-        with StopSignals() as signals:
-            train(
-                run,
-                build.train_batches(
-                    self.config,
-                    self.videos,
-                    steps=self.plan.steps,
-                    first_step=first_step,
-                    world=world,
-                ),
-                StageHooks(keeper, watch, self.videos, signals, log, steps=self.plan.steps),
-                log=log,
-                bad_videos=BadVideos(
-                    self.videos.written,
-                    num_videos=len(self.videos),
-                    max_fraction=self.config.data.max_bad_fraction,
-                    log=log,
-                ),
+        hooks = StageHooks(keeper, watch, self.videos, log, steps=self.plan.steps)
+        if cut_off:
+            hooks.look(first_step)
+            world.on_main(lambda: self._point_to(checkpoint, log))
+        train(
+            run,
+            build.train_batches(
+                self.config,
+                self.videos,
+                steps=self.plan.steps,
                 first_step=first_step,
-            )
+                world=world,
+            ),
+            hooks,
+            log=log,
+            bad_videos=BadVideos(
+                self.videos.written,
+                num_videos=len(self.videos),
+                max_fraction=self.config.data.max_bad_fraction,
+                log=log,
+            ),
+            first_step=first_step,
+        )
+
+    def _point_to(self, checkpoint: Path | None, log: RunLog) -> None:
+        """A kill may have come between the folder of a checkpoint and the links to it."""
+        if checkpoint is not None:
+            point(self.checkpoints, "latest", checkpoint.name)
+            step = checkpoint_step(checkpoint)
+            if log.best_validation(step)[1] == step:
+                point(self.checkpoints, "best", checkpoint.name)
+
+    def _look_was_cut_off(self, step: int, log: RunLog) -> bool:
+        """Whether a signal ended the look at the weights of that step, which are saved all the same."""
+        if self.val_videos is None or not step or not self.plan.looks_after(step):
+            return False
+        split = "probe" if self.config.task == "pretrain" else "val"
+        return all(row["step"] != step for row in log.rows(split))
 
     def describe_learning_rate(self) -> str:
         optim = self.config.optim
@@ -210,7 +224,6 @@ class StageHooks:
         keeper: Keeper,
         watch: Validation | Probe | None,
         videos: VideoList,
-        signals: StopSignals,
         log: RunLog,
         *,
         steps: int,
@@ -218,12 +231,8 @@ class StageHooks:
         self._keeper = keeper
         self._watch = watch
         self._videos = videos
-        self._signals = signals
         self._log = log
         self._steps = steps
-
-    def stop_requested(self) -> str:
-        return self._signals.name
 
     def look(self, step: int) -> bool:
         if self._watch is None:

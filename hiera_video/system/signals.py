@@ -1,23 +1,24 @@
-"""Requests to stop that come as signals: noted at once, answered at the end of a step."""
+"""Requests to stop that come as signals: noted at once, answered where work can be cut in two."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 # What schedulers send before they take a machine away.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Inside the `with`, a stop signal is only noted, in `name`.
+    """Inside the `with`, a stop signal is only noted: `stop_requested` tells.
 
     Elsewhere than in the main thread it changes nothing.
     """
 
+    noted: ClassVar[str] = ""  # signals are the process's, not an object's
+
     def __init__(self) -> None:
-        self.name = ""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -28,9 +29,15 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        StopSignals.noted = ""
 
     def _note(self, number: int, _: object) -> None:
-        self.name = signal.Signals(number).name
+        StopSignals.noted = signal.Signals(number).name
+
+
+def stop_requested() -> str:
+    """The name of the signal that asks this process to stop; empty if none does."""
+    return StopSignals.noted
 
 
 @contextmanager

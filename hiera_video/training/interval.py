@@ -1,7 +1,7 @@
 """What happens between two lines of the log, and what all ranks settle there.
 
 The loop waits for the device only once in an interval; here the ranks agree on what they have seen
-since: the loss, gradients that were not finite, videos that could not be read, a request to stop.
+since: the loss, gradients that were not finite, videos that could not be read.
 """
 
 import math
@@ -17,8 +17,10 @@ from hiera_video.system.distributed import World
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.memory import peak_gib
+from hiera_video.system.signals import stop_requested
 from hiera_video.training.plan import Plan
 
+ASK_S = 5.0
 WAITS_LONG = 0.05  # share of the time spent waiting for data, above which the log says what to do
 
 
@@ -28,7 +30,6 @@ class Settled(NamedTuple):
     loss: float  # mean over the ranks and the steps that were not skipped
     grad_norm: float  # of the last step, before clipping
     skipped: list[int]  # steps of the interval, from 0, whose gradients were not finite
-    stop: bool  # some rank is asked to stop
     bad: bool  # some rank met a video that cannot be read
 
 
@@ -49,7 +50,7 @@ class Interval:
         self.rows.append(batch["row"].tolist())
         self.clips += batch["clip"].shape[0] * batch["clip"].shape[1]
 
-    def settle(self, world: World, *, stop: bool, bad: bool) -> Settled:
+    def settle(self, world: World, *, bad: bool) -> Settled:
         """On all ranks together; the one place that waits for the device.
 
         The gradients' norm is the same on all ranks; the rest is averaged over them.
@@ -58,10 +59,10 @@ class Interval:
         finite = torch.isfinite(norms)
         losses = torch.stack(self.losses).float()
         loss = losses.where(finite, 0).sum() / finite.sum()
-        flags = torch.tensor([float(stop), float(bad)], device=finite.device)
-        seen = world.mean(torch.cat([loss[None], norms[-1:], finite.float(), flags])).tolist()
-        skipped = [k for k, share in enumerate(seen[2:-2]) if share < 1]
-        return Settled(seen[0], seen[1], skipped, seen[-2] > 0, seen[-1] > 0)
+        flag = torch.tensor([float(bad)], device=finite.device)
+        seen = world.mean(torch.cat([loss[None], norms[-1:], finite.float(), flag])).tolist()
+        skipped = [k for k, share in enumerate(seen[2:-1]) if share < 1]
+        return Settled(seen[0], seen[1], skipped, seen[-1] > 0)
 
     def rows_of(self, steps: list[int]) -> list[int]:
         """Rows of the list that this rank saw in those steps of the interval."""
@@ -116,6 +117,34 @@ class IntervalLog:
 def _if_finite(value: float) -> float | None:
     """JSON knows no others."""
     return value if math.isfinite(value) else None
+
+
+class StopVote:
+    """Whether some rank is asked to stop, which all ranks learn in the same step.
+
+    They ask each other about every ASK_S, however long a step takes: what sends the signal may
+    wait no longer than half a minute.
+    """
+
+    def __init__(self, world: World):
+        self._world = world
+        self._since = time.monotonic()
+        self._last = 0  # step that they last asked each other in
+        self._next = 0
+
+    def asked(self, step: int) -> bool:
+        """On all ranks together, after every step."""
+        if self._world.size == 1:
+            return bool(stop_requested())
+        if step < self._next:
+            return False
+        elapsed = time.monotonic() - self._since
+        votes = self._world.gather_all((bool(stop_requested()), elapsed))
+        a_step = max(seconds for _, seconds in votes) / max(step - self._last, 1)
+        self._last = step
+        self._next = step + max(int(ASK_S / a_step), 1)
+        self._since = time.monotonic()
+        return any(asked for asked, _ in votes)
 
 
 class SkippedSteps:

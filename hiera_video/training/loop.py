@@ -19,7 +19,8 @@ from hiera_video.data.dataset import Batch
 from hiera_video.system.distributed import World, autocast, has_running_statistics
 from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped, Unavailable
 from hiera_video.system.log import RunLog
-from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps
+from hiera_video.system.signals import stop_requested
+from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps, StopVote
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
 from hiera_video.training.plan import Plan
 
@@ -42,11 +43,11 @@ class TrainRun:
 class Hooks(Protocol):
     """What the loop calls; steps are counted from 1, so that `step` of them have been taken."""
 
-    def stop_requested(self) -> str:
-        """Who asks the run to stop; empty if nobody does."""
-
     def look(self, step: int) -> bool:
-        """Validation or probe. Returns whether it is the best so far, on all ranks."""
+        """Validation or probe. Returns whether it is the best so far, on all ranks.
+
+        Raises Interrupted where a signal cuts it off.
+        """
 
     def save(self, step: int) -> None: ...
 
@@ -82,6 +83,7 @@ def train(
     skipped_steps = SkippedSteps()
     # Running statistics have seen what was not finite, skipped or not.
     most_skipped = 1 if has_running_statistics(run.task) else run.config.max_skipped
+    stop = StopVote(run.world)
     batches = iter(batches)
     for step in range(first_step + 1, plan.steps + 1):
         batch = next_batch(batches, interval, bad_videos)
@@ -95,11 +97,10 @@ def train(
         progress.advance()
 
         # All ranks agree on what was seen since the last line of the log.
-        interrupted = False
+        interrupted = stop.asked(step)
         at_line = step % run.config.log_every == 0
-        if at_line or plan.saves_after(step) or plan.looks_after(step):
-            asked = bool(hooks.stop_requested())
-            settled = interval.settle(run.world, stop=asked, bad=bool(bad_videos.new))
+        if at_line or interrupted or plan.saves_after(step) or plan.looks_after(step):
+            settled = interval.settle(run.world, bad=bool(bad_videos.new))
             if settled.bad:
                 bad_videos.settle(run.world)
             in_a_row = skipped_steps.note(settled.skipped, len(interval.losses))
@@ -112,20 +113,22 @@ def train(
                     hooks.stopped(step, f"{what}, {in_a_row} in a row", rows)
                 hooks.skipped(what, rows)
             interval_log.write(step, settled, interval, lr=lr, left=progress.eta())
-            interrupted = settled.stop
             interval = Interval()
 
         best = False
-        if plan.looks_after(step):
-            best = hooks.look(step)
+        if plan.looks_after(step) and not interrupted:
+            try:
+                best = hooks.look(step)
+            except Interrupted:  # the next start looks first
+                interrupted = True
             run.task.train()
             interval.since = time.monotonic()
         # Last: what belongs to this step is on the disk before the step counts as done.
         if plan.saves_after(step) or interrupted or best:
             hooks.save(step)
-        if interrupted and step < plan.steps:
+        if interrupted and (step < plan.steps or plan.looks_after(step)):
             raise Interrupted(
-                f"{hooks.stop_requested() or 'another rank'} asks to stop: the state of step "
+                f"{stop_requested() or 'another rank'} asks to stop: the state of step "
                 f"{step} of {plan.steps} is saved, and the same command goes on from there"
             )
     progress.close()
