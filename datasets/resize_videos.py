@@ -8,13 +8,15 @@ clip wants them), no loop filter (tune fastdecode), no sound. Frames, their time
 stay; a rotation is applied.
 
 Writes the videos under --output with the same relative paths (suffix .mp4), the lists beside them,
-and failed.csv (path,reason). Each video is made in a process that is killed after --timeout
-seconds, counted again, and only then given its name: the same command goes on where it was stopped,
-and a damaged video is left out of the new lists. At the end it says what was saved.
+failed.csv (path,reason) and settings.json: other settings need another folder. Each video is made
+in a process that is killed after --timeout seconds, counted again, and only then given its name:
+the same command goes on where it was stopped, and a damaged video is left out of the new lists. At
+the end it says what was saved.
 """
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -248,7 +250,22 @@ def main() -> None:
         raise UserError(
             f"--output {args.output} is the folder of the lists themselves; give another"
         )
+    check_settings(args.output / "settings.json", settings)
     resize_lists(lists, args)
+
+
+def check_settings(file: Path, settings: dict[str, int]) -> None:
+    """Raises UserError where the videos that are there were made in another way."""
+    if not file.exists():
+        file.write_text(json.dumps(settings) + "\n")
+        return
+    for name, before in json.loads(file.read_text()).items():
+        if settings.get(name) != before:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"--output {file.parent} holds videos made with {option} {before}, not "
+                f"{settings.get(name)}; give another folder"
+            )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from hiera_video.data.format import SEGMENTS, ClipFormat
 from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import (
     ChunkStream,
+    Parts,
+    Prefetch,
+    StepBatches,
     TrainingOrder,
     make_chunk_loader,
     make_loader,
@@ -260,7 +263,26 @@ def train_batches(
         rank=world.rank,
         world=world.size,
     )
-    return make_loader(training_set(config, videos), order, **_loading(config, world))
+    prefetch = training_prefetch(config, world.size)
+    parts = Parts(order, prefetch.part)
+    loader = make_loader(
+        training_set(config, videos), parts, ahead=prefetch.ahead, **_loading(config, world)
+    )
+    return StepBatches(loader, parts, world.device)
+
+
+def training_prefetch(config: Config, ranks: int) -> Prefetch:
+    return Prefetch.make(
+        config.train.batch_size // ranks,
+        config.train.repeats * clip_bytes(config),
+        num_workers=config.data.num_workers,
+        limit_gib=config.data.prefetch_gib,
+    )
+
+
+def clip_bytes(config: Config) -> int:
+    data = config.data
+    return 3 * data.num_frames * data.crop_size**2
 
 
 def training_set(config: Config, videos: VideoList) -> ClipDataset:
@@ -286,6 +308,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         transform=transform,
         source=video_source(config),
         repeats=config.train.repeats,
+        same_frames=config.train.same_frames,
         seed=config.seed,
         substitute=True,
         shuffle_frames=data.shuffle_frames,
@@ -309,7 +332,14 @@ def test_loader(
     dataset = _eval_set(config, videos, sample, crops=crops, quarantine=quarantine)
     size = config.test.batch_size
     batches = test_batches(rows, batch_size=size, rank=world.rank, world=world.size)
-    return make_loader(dataset, batches, **_loading(config, world))
+    views = (config.test.clips or 1) * crops
+    prefetch = Prefetch.make(
+        size,
+        views * clip_bytes(config),
+        num_workers=config.data.num_workers,
+        limit_gib=config.data.prefetch_gib,
+    )
+    return make_loader(dataset, batches, ahead=prefetch.ahead, **_loading(config, world))
 
 
 def features_loader(

@@ -1,9 +1,11 @@
 """What runs of the main job leave, and runs in processes of their own."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from conftest import FINETUNE, ROOT
 
@@ -40,3 +42,18 @@ def wait_for_step(folder, step, process):
             return
         time.sleep(0.01)
     raise AssertionError(f"it never came to step {step}: {process.communicate()}")
+
+
+def memory_of_group(group):
+    """Bytes of all processes of a process group; what several share counts once."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
+                pss = next(
+                    line
+                    for line in (folder / "smaps_rollup").read_text().splitlines()
+                    if line.startswith("Pss:")
+                )
+                total += int(pss.split()[1]) * 1024
+    return total

@@ -205,6 +205,8 @@ def test_resize_videos(shapes, tmp_path, tool):
     tool("datasets/resize_videos.py", *lists)
     assert (out / "a class/0.mp4").stat().st_mtime_ns == stamp
     assert not list(out.rglob("*.part"))
+    other = tool("datasets/resize_videos.py", *lists, "--crf", "30", check=2).stderr
+    assert "made with --crf 20, not 30; give another folder" in other
     into_itself = (root / "train.csv", "--output", root)
     assert "folder of the lists" in tool("datasets/resize_videos.py", *into_itself, check=2).stderr
 

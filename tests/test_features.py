@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import av
 import moving_shapes
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FINETUNE, ROOT, killed_when
+from run_folders import memory_of_group
 from safetensors.torch import load_file
 
 from hiera_video.config import load_config
@@ -131,21 +131,6 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
             assert tensors["times"][k].tolist() == pytest.approx(
                 [times[0], times[1] + 1 / video.info.fps]
             )
-
-
-def memory_of_group(group):
-    """Bytes of all processes of a process group; what several share counts once."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
-                pss = next(
-                    line
-                    for line in (folder / "smaps_rollup").read_text().splitlines()
-                    if line.startswith("Pss:")
-                )
-                total += int(pss.split()[1]) * 1024
-    return total
 
 
 @pytest.mark.trial

@@ -11,6 +11,8 @@ import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
 from safetensors.torch import load_file
 
+from hiera_video.training.ranks import RankFigures, SlowRanks
+
 # No mixing, no dropout, and a small rate: on flat backgrounds max-pooling meets ties, whose
 # gradient rounding sends one way or the other.
 PLAIN = [
@@ -66,6 +68,25 @@ def test_two_ranks_train_as_one(tmp_path, finetune):
     assert len(one) == 30
     assert two == pytest.approx(one, abs=1e-4)
     assert parts == pytest.approx(one, abs=1e-4)
+    for row in map(json.loads, (tmp_path / "two/metrics.jsonl").read_text().splitlines()):
+        for figure in ("data_wait", "own_s", "memory_gib"):
+            low, mean, high = (row[f"{figure}_{k}"] for k in ("min", "mean", "max"))
+            assert 0 <= low <= mean <= high and row[f"{figure}_max_rank"].startswith("rank ")
+        assert row["data_wait"] == row["data_wait_max"]
+
+
+def test_a_rank_that_holds_up_the_others_is_named_once():
+    def figures(*own_s):
+        return [RankFigures(f"rank {k} on a", 0.1, s, 1.0) for k, s in enumerate(own_s)]
+
+    slow_ranks = SlowRanks()
+    assert not slow_ranks.note(figures(1, 1.1, 3.5, 1), 59), "not for a minute yet"
+    (line,) = slow_ranks.note(figures(1, 1.1, 3.5, 1), 2)
+    assert "WARNING: rank 2 on a holds up the others: for 61 s it needs 3.5 s" in line
+    assert not slow_ranks.note(figures(1, 1.1, 3.5, 1), 100), "once"
+    assert not slow_ranks.note(figures(1, 1, 1, 1), 60)
+    assert slow_ranks.note(figures(1, 1, 9, 1), 60), "anew"
+    assert slow_ranks.note(figures(1, 4), 60), "of two ranks, too"
 
 
 def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):

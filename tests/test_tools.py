@@ -10,6 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from hiera_video.data.decode.readers import open_video
+from hiera_video.stages.dry_run import compare
 
 TOOLS = sorted(
     str(p.relative_to(ROOT))
@@ -124,6 +125,15 @@ def test_data_benchmarks(shapes, tmp_path, tool):
     assert "no video" in tool("tools/benchmark.py", "loader", "/gone.mp4", check=2).stderr
 
 
+def test_a_dry_run_warns_of_what_the_machine_lacks(capsys):
+    compare(3.0, 0.0625, "shared memory", "lower data.prefetch_gib")
+    compare(3.0, None, "shared memory", "lower data.prefetch_gib")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.strip() == (
+        "WARNING: shared memory has 0.1 GiB free, less than 3.0: lower data.prefetch_gib"
+    )
+
+
 def test_dry_run(shapes, tmp_path, tool):
     """It says what a run would do and cost, and leaves nothing."""
     common = [
@@ -148,6 +158,8 @@ def test_dry_run(shapes, tmp_path, tool):
     ):
         assert text in out, text
     assert "is not the recipe's 64" in out and "32 of 32 files looked for are there" in out
+    assert "worker(s) a rank hold up to" in out and "shared memory, for 1 rank(s), has" in out
+    assert "WARNING: shared memory" not in out
     assert not (tmp_path / "run").exists()
     assert (
         "does not divide by 3 ranks"

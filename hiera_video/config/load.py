@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "join_timeout_s",
     "step_timeout_s",
     "data.num_workers",
+    "data.prefetch_gib",
     "data.decode_timeout_s",
     "data.manifest",
     "data.quarantine",

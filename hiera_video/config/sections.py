@@ -172,6 +172,8 @@ class DataConfig:
     frame_cache_gib: float = 8.0
     # Data-loading processes of a rank.
     num_workers: int = 2
+    # Samples that they hold ready in shared memory, a rank, in GiB; at least one each.
+    prefetch_gib: float = 1.0
     # Share of the training list that may be unreadable; above it the run stops.
     max_bad_fraction: float = 0.1
 
@@ -181,7 +183,8 @@ class DataConfig:
         require_positive(
             "data",
             self,
-            "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib",
+            "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib "
+            "prefetch_gib",
         )
         require_not_negative("data", self, "num_workers")
         if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):

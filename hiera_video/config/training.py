@@ -27,6 +27,8 @@ class TrainConfig:
     batch_size: int = 256
     # Clips from one decode of a video.
     repeats: int = 1
+    # They are all of the same frames (as in PySlowFast), and differ in crop and augmentation alone.
+    same_frames: bool = False
     # Forward and backward passes of an optimizer step: less memory, the same batch.
     accumulate: int = 1
     # float32, or bfloat16 (autocast).

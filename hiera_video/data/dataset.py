@@ -53,7 +53,8 @@ class Key:
 class ClipDataset(Dataset):
     """Views of the videos of a list.
 
-    sample: chooses frames. transform: makes views of them. repeats: draws of `sample` a video.
+    sample: chooses frames. transform: makes views of them. repeats: draws of `sample` a video; with
+    same_frames it draws once, and the views alone differ.
     substitute: a row that cannot be read is replaced by the next good one (training); else it is
     only reported (testing). shuffle_frames: each clip's frames in a random order.
     """
@@ -66,6 +67,7 @@ class ClipDataset(Dataset):
         transform: Transform,
         source: VideoSource,
         repeats: int = 1,
+        same_frames: bool = False,
         seed: int = 0,
         substitute: bool = False,
         shuffle_frames: bool = False,
@@ -75,6 +77,7 @@ class ClipDataset(Dataset):
         self.transform = transform
         self.source = source
         self.repeats = repeats
+        self.same_frames = same_frames
         self.seed = seed
         self.substitute = substitute
         self.shuffle_frames = shuffle_frames
@@ -126,7 +129,9 @@ class ClipDataset(Dataset):
             grid = info.grid()
             # All draws of frames come first, then one decode of their union, then the views' draws.
             part = self._part(row, len(grid), info.fps)
-            draws = [self._draw(part, info.fps, rng) for _ in range(self.repeats)]
+            count = 1 if self.same_frames else self.repeats
+            draws = [self._draw(part, info.fps, rng) for _ in range(count)]
+            draws *= self.repeats // count
             clips = grid[np.concatenate(draws).clip(0, len(grid) - 1)]
             frames = SmallFrames(self.transform, clips, rng, video.parts)
             return self._views_of(frames, info, clips, rng)

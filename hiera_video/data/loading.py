@@ -2,15 +2,49 @@
 
 import atexit
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hiera_video.data.dataset import Batch, ClipDataset, Key, collate
 from hiera_video.system.signals import ignore_stop_signals
+
+AHEAD = 4  # pieces of work that a worker begins before they are asked for
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """How samples travel from the workers of a rank: in parts of a batch, `ahead` a worker.
+
+    What is on its way lies in shared memory, so that its bytes are bounded and not its batches: one
+    batch of a masked autoencoder may be half a gibibyte.
+    """
+
+    part: int  # samples
+    ahead: int
+    num_workers: int
+    sample_bytes: int
+
+    @classmethod
+    def make(
+        cls, samples: int, sample_bytes: int, *, num_workers: int, limit_gib: float
+    ) -> "Prefetch":
+        """For batches of so many samples. One sample a worker is the least, whatever the limit."""
+        if not num_workers:
+            return cls(samples, 0, 0, sample_bytes)
+        limit = int(limit_gib * 2**30 / sample_bytes / num_workers)  # samples of a worker
+        part = min(max(limit // AHEAD, 1), samples)
+        return cls(part, min(max(limit // part, 1), AHEAD), num_workers, sample_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """In shared memory, at most."""
+        return self.num_workers * self.ahead * self.part * self.sample_bytes
 
 
 class TrainingOrder:
@@ -68,6 +102,95 @@ def test_batches(
     return [[Key(0, i) for i in own[k : k + batch_size]] for k in range(0, len(own), batch_size)]
 
 
+class Parts:
+    """A batch sampler: each step's keys in parts of so many, a piece of work for a worker each."""
+
+    def __init__(self, order: TrainingOrder, size: int):
+        self.order = order
+        self.size = size
+        self.per_step = -(-(order.batch_size // order.world) // size)
+
+    def __len__(self) -> int:
+        return len(self.order) * self.per_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for keys in self.order:
+            for k in range(0, len(keys), self.size):
+                yield keys[k : k + self.size]
+
+
+class StepBatches:
+    """Each step's parts as one batch, clips and labels on the device."""
+
+    def __init__(self, loader: Iterable[Batch], parts: Parts, device: torch.device):
+        self.loader = loader
+        self.parts = parts
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = self.parts.order.batch_size // self.parts.order.world
+        whole = WholeBatch(samples, self.device)
+        for k, part in enumerate(self.loader, start=1):
+            if self.parts.per_step == 1:
+                yield to_device(part, self.device)
+                continue
+            whole.add(part)
+            if k % self.parts.per_step == 0:
+                yield whole.batch()
+                whole = WholeBatch(samples, self.device)
+
+
+class WholeBatch:
+    """What `collate` would make of the samples of all parts that were added.
+
+    A part's clips are copied at once, so that no more than one batch of them is held.
+    """
+
+    def __init__(self, samples: int, device: torch.device):
+        self._samples = samples
+        self._device = device
+        self._clips: torch.Tensor | None = None
+        self._filled = 0
+        self._rest: list[Batch] = []  # all but the clips
+
+    def add(self, part: Batch) -> None:
+        clips = part["clip"]
+        self._rest.append({name: value for name, value in part.items() if name != "clip"})
+        if clips is None:
+            return
+        if self._clips is None:
+            size = (self._samples, *clips.shape[1:])
+            self._clips = torch.empty(size, dtype=clips.dtype, device=self._device)
+        end = self._filled + len(clips)
+        self._clips[self._filled : end].copy_(clips, non_blocking=True)
+        self._filled = end
+
+    def batch(self) -> Batch:
+        parts = self._rest
+        whole: Batch = {
+            "clip": None,
+            "bad": [found for part in parts for found in part["bad"]],
+            "requested": sum(part["requested"] for part in parts),
+            "unavailable": next((p["unavailable"] for p in parts if p["unavailable"]), ""),
+        }
+        if self._clips is None:
+            return whole
+        whole["clip"] = self._clips[: self._filled]
+        good = [part for part in parts if "label" in part]
+        whole["times"] = [times for part in good for times in part["times"]]
+        for name in ("label", "index", "row", "erase", "seed"):
+            whole[name] = torch.cat([part[name] for part in good])
+        return to_device(whole, self._device)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Moves clips and labels only: boxes and seeds are read on the host."""
+    if batch["clip"] is None:
+        return batch
+    moved = {name: batch[name].to(device, non_blocking=True) for name in ("clip", "label")}
+    return {**batch, **moved}
+
+
 class ChunkStream(IterableDataset):
     """All clips of whole videos, without the `first(row)` first ones.
 
@@ -88,10 +211,11 @@ class ChunkStream(IterableDataset):
 
 def make_loader(
     dataset: ClipDataset,
-    batches: Sequence[list[Key]] | TrainingOrder,
+    batches: Sequence[list[Key]] | Parts,
     *,
     num_workers: int,
     pin_memory: bool,
+    ahead: int = AHEAD,
 ) -> DataLoader:
     """Batches of samples."""
     if num_workers:
@@ -103,7 +227,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=ignore_stop_signals,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=ahead if num_workers else None,
     )
 
 

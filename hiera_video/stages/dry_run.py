@@ -21,13 +21,14 @@ from hiera_video.config.sections import DECODERS
 from hiera_video.data.dataset import Key, collate
 from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.data.lists import VideoList
+from hiera_video.data.loading import to_device
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
 from hiera_video.system.distributed import World, join_world
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists
-from hiera_video.system.memory import peak_gib, reset_peak
-from hiera_video.training.loop import accumulate_gradients, to_device
+from hiera_video.system.memory import free_gib, peak_gib, reset_peak, shared_free_gib
+from hiera_video.training.loop import accumulate_gradients
 
 LOOKED_UP = 200  # files of a list that are looked for
 SLOW_S = 1.0  # a step of one video above which two are enough
@@ -94,11 +95,15 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
     held = sum(t.numel() * t.element_size() for t in stage.task.state_dict().values()) / 2**30
     rest = 4 * held  # weights, their gradients, two moments
     total_gib = step.gib + rest
+    at_once = -(-share // config.train.accumulate)
+    place = "the GPU" if stage.world.device.type == "cuda" else "the machine"
     say(
         "memory",
-        f"about {total_gib:.1f} GiB a rank: {step.gib:.1f} for {share} videos, "
+        f"about {total_gib:.1f} GiB a rank: {step.gib:.1f} for {at_once} videos at once, "
         f"{rest:.1f} for the rest",
     )
+    compare(total_gib, free_gib(stage.world.device), place, "raise train.accumulate")
+    describe_loader(stage, ranks)
     data_s = share * sample_s / workers
     limit = "the model"
     if step.seconds < data_s:
@@ -113,6 +118,26 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
         "whole run",
         f"{stage.plan.steps} steps, about {left} (h:mm:ss), evaluation and start not counted",
     )
+
+
+def describe_loader(stage: TrainStage, ranks: int) -> None:
+    """What the workers hold ready lies in shared memory, of which a container may have little."""
+    prefetch = build.training_prefetch(stage.config, ranks)
+    ready_gib = prefetch.bytes / 2**30
+    here = min(ranks, max(torch.cuda.device_count(), 1))
+    say("loader", f"{prefetch.num_workers} worker(s) a rank hold up to {ready_gib:.2f} GiB ready")
+    what = f"shared memory, for {here} rank(s),"
+    compare(here * ready_gib, shared_free_gib(), what, "lower data.prefetch_gib")
+
+
+def compare(needed: float, free: float | None, what: str, advice: str) -> None:
+    """GiB that are needed, and those that there are."""
+    if free is None:
+        return
+    text = f"{what} has {free:.1f} GiB free"
+    if needed > free:
+        text = f"WARNING: {text}, less than {needed:.1f}: {advice}"
+    say("", text)
 
 
 def say(what: str, text: str) -> None:

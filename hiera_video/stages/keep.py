@@ -47,9 +47,9 @@ class Keeper:
         self._say = say
 
     def weights(self) -> dict[str, Tensor]:
-        """What a checkpoint would hold now, put together, on all ranks."""
+        """What a checkpoint would hold now, put together, on the host of every rank."""
         kept = self._state.weights_to_keep()
-        return {name: full_tensor(tensor.detach()) for name, tensor in kept.items()}
+        return {name: full_tensor(tensor.detach()).cpu() for name, tensor in kept.items()}
 
     def note_validation(self, step: int, top1: float) -> bool:
         """top1: rank 0's counts. Returns whether it is the best so far."""

@@ -16,7 +16,7 @@ from hiera_video.stages.inputs import Input, read_inputs
 from hiera_video.stages.report import write_report
 from hiera_video.stages.test import TestStage
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, join_world
+from hiera_video.system.distributed import World, join_world, lacks_bfloat16
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.signals import StopSignals
@@ -39,6 +39,13 @@ def run(config: Config) -> None:
             missing = missing_decoder(config.data.decoder)
             if missing:
                 log.say(f"{missing}: every file is decoded with PyAV")
+            if lacks_bfloat16(world.device):
+                for key, value in (("train", config.train), ("test", config.test)):
+                    if value.precision == "bfloat16":
+                        log.say(
+                            f"WARNING: {key}.precision=bfloat16, which this GPU only emulates: "
+                            "float32 may be faster"
+                        )
             with StopSignals():
                 for stage in stages:
                     stage.run(log)

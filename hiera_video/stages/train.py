@@ -16,6 +16,7 @@ from hiera_video.stages.watch import Probe, ProbeLists, Validation
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.log import RunLog
+from hiera_video.system.memory import shared_free_gib
 from hiera_video.training.checkpoint import (
     TrainState,
     checkpoint_step,
@@ -105,7 +106,7 @@ class TrainStage:
                 point(self.checkpoints, "best", checkpoint.name)
 
     def _look_was_cut_off(self, step: int, log: RunLog) -> bool:
-        """Whether a signal ended the look at the weights of that step, which are saved all the same."""
+        """Whether a signal ended the look at that step's weights, which are saved all the same."""
         if self.val_videos is None or not step or not self.plan.looks_after(step):
             return False
         split = "probe" if self.config.task == "pretrain" else "val"
@@ -137,9 +138,8 @@ class TrainStage:
         config = self.config
         if checkpoint is not None:
             build.load_for_use(self.model, checkpoint, key="cannot resume")
-        task = self.task.to(self.world.device)
         units = sharded_units(self.model)
-        wrapped = self.world.wrap(task, config.train.parallel, units)
+        wrapped = self.world.wrap(self.task, config.train.parallel, units)
         optimizer = make_optimizer(self.model, config.optim)
         ema = Ema(self.model, config.train.ema) if config.train.ema else None
         if checkpoint is not None:
@@ -147,7 +147,7 @@ class TrainStage:
             step = checkpoint_step(checkpoint)
             log.say(f"continuing after step {step} of {self.plan.steps}, from {checkpoint}")
         return TrainRun(
-            task=task,
+            task=self.task,
             wrapped=wrapped,
             optimizer=optimizer,
             ema=ema,
@@ -193,6 +193,13 @@ class TrainStage:
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
         lines.append(self.describe_learning_rate())
+        ready_gib = build.training_prefetch(config, self.world.size).bytes / 2**30
+        free = shared_free_gib()
+        if free is not None and ready_gib > free:
+            lines.append(
+                f"WARNING: workers hold up to {ready_gib:.2f} GiB ready in shared memory, which has "
+                f"{free:.2f} GiB left: lower data.prefetch_gib, or they may end with a bus error"
+            )
         if config.init.weights is None and config.optim.layer_decay < 1:
             first = parameter_groups(self.model, weight_decay=0, layer_decay=optim.layer_decay)
             lowest = min(group["lr_scale"] for group in first)

@@ -29,6 +29,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU only emulates it (V100, T4)."""
+    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @dataclass(frozen=True)
 class World:
     """The ranks of a run, seen from one of them."""
@@ -45,15 +50,16 @@ class World:
         return self.rank == 0
 
     def wrap(self, module: nn.Module, parallel: str, units: Iterable[nn.Module]) -> nn.Module:
-        """Returns `module` for training on several ranks: gradients are averaged over them.
+        """Returns `module`, on the device, for training: gradients are averaged over the ranks.
 
         parallel: with `ddp` every rank holds the whole model. With `fsdp` every rank holds its
         share of parameters, gradients and optimizer state; each of `units` is put together while
         it computes, and the module's parameters are new objects.
         """
         if self.size == 1:
-            return module
+            return module.to(self.device)
         if parallel == "ddp":
+            module = module.to(self.device)
             # No device_ids: the loop has moved the batch already. Only running statistics change
             # from step to step; a Hiera's buffers are tables that do not.
             moving = has_running_statistics(module)
@@ -67,6 +73,7 @@ class World:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
+        # Unit by unit to the device, each rank's share: the whole may be too large for one.
         mesh = DeviceMesh.from_group(self.step_group, self.device.type)
         for unit in units:
             fully_shard(unit, mesh=mesh)

@@ -1,7 +1,9 @@
-"""Memory in use, GiB: of a device's allocator, or of this process where the device is the CPU."""
+"""Memory in use and at hand, GiB: of a device's allocator, or of the host where that is the CPU."""
 
+import contextlib
 import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +29,31 @@ def reset_peak(device: torch.device) -> float:
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
     return _resident_gib("VmRSS") or 0.0
+
+
+def free_gib(device: torch.device) -> float | None:
+    """What a process may still take; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    return host_free_gib()
+
+
+def host_free_gib() -> float | None:
+    """Of the host's memory, within the limit of the process's group (containers, SLURM)."""
+    limits = []
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(int(available.split()[1]) / 2**20)
+    with contextlib.suppress(OSError, ValueError):  # "max": none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
+    return min(limits, default=None)
+
+
+def shared_free_gib() -> float | None:
+    """Of the memory that processes share; None where the system has no such limit."""
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else None
 
 
 def _resident_gib(field: str) -> float | None:

@@ -19,6 +19,7 @@ from hiera_video.system.log import RunLog
 from hiera_video.system.memory import peak_gib
 from hiera_video.system.signals import stop_requested
 from hiera_video.training.plan import Plan
+from hiera_video.training.ranks import ForwardClock, RankFigures, SlowRanks, rank_name, spread
 
 ASK_S = 5.0
 WAITS_LONG = 0.05  # share of the time spent waiting for data, above which the log says what to do
@@ -36,7 +37,8 @@ class Settled(NamedTuple):
 class Interval:
     """Collects the steps since the last line of the log, on this rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.forward = ForwardClock(device)
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []  # of the gradients, before clipping
         self.rows: list[list[int]] = []  # of the list, step by step
@@ -77,15 +79,24 @@ class IntervalLog:
         self._plan = plan
         self._world = world
         self._log_every = log_every
+        self._slow_ranks = SlowRanks()
         self._said_waiting = False
 
     def write(
         self, step: int, settled: Settled, interval: Interval, *, lr: float, left: str
     ) -> None:
-        """left: the time until the end of the run, in words."""
+        """On all ranks together. left: the time until the end of the run, in words."""
+        world = self._world
         elapsed = time.monotonic() - interval.since
-        speed = interval.clips * self._world.size / elapsed
-        waiting = interval.waited_s / elapsed
+        own_s = (interval.waited_s + interval.forward.seconds()) / len(interval.losses)
+        ranks = world.gather_all(
+            RankFigures(
+                rank_name(world), interval.waited_s / elapsed, own_s, peak_gib(world.device)
+            )
+        )
+        speed = interval.clips * world.size / elapsed
+        waiting = max(rank.data_wait for rank in ranks)
+        by_rank = spread(ranks) if world.size > 1 else {}
         epoch = self._plan.epoch(step)
         self._log.metrics(
             {
@@ -97,13 +108,17 @@ class IntervalLog:
                 "grad_norm": _if_finite(settled.grad_norm),
                 "clips_per_s": speed,
                 "data_wait": waiting,
-                "memory_gib": peak_gib(self._world.device),
+                "memory_gib": max(rank.memory_gib for rank in ranks),
+                **by_rank,
             }
         )
+        whose = f" ({by_rank['data_wait_max_rank']})" if by_rank and waiting > WAITS_LONG else ""
         self._log.say(
             f"step {step}/{self._plan.steps} epoch {epoch} loss {settled.loss:.4f} lr {lr:.2e} "
-            f"{speed:.1f} clips/s, {waiting:.0%} of it waiting for data, {left} left"
+            f"{speed:.1f} clips/s, {waiting:.0%} of it waiting for data{whose}, {left} left"
         )
+        for line in self._slow_ranks.note(ranks, elapsed):
+            self._log.say(line)
         # The first lines hold the start of the workers.
         if waiting > WAITS_LONG and not self._said_waiting and step > self._log_every:
             self._said_waiting = True

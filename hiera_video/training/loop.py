@@ -6,7 +6,7 @@ every `log_every` steps (interval.py).
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -23,6 +23,7 @@ from hiera_video.system.signals import stop_requested
 from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps, StopVote
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
 from hiera_video.training.plan import Plan
+from hiera_video.training.ranks import ForwardClock
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def train(
     plan = run.plan
     progress = log.progress(plan.steps, what="train", unit="steps", done=first_step)
     interval_log = IntervalLog(log, plan, run.world, log_every=run.config.log_every)
-    interval = Interval()
+    interval = Interval(run.world.device)
     skipped_steps = SkippedSteps()
     # Running statistics have seen what was not finite, skipped or not.
     most_skipped = 1 if has_running_statistics(run.task) else run.config.max_skipped
@@ -87,13 +88,13 @@ def train(
     batches = iter(batches)
     for step in range(first_step + 1, plan.steps + 1):
         batch = next_batch(batches, interval, bad_videos)
-        batch = to_device(batch, run.world.device)
         if step == first_step + 1 and run.world.size > 2 and run.config.parallel == "ddp":
             settle_buckets(run, batch)
 
         lr = plan.learning_rate(run.optim, step - 1)
-        loss, norm = take_step(run, batch, step, lr)
+        loss, norm = take_step(run, batch, step, lr, interval.forward)
         interval.add(loss, norm, batch)
+        del batch  # on a CPU the next one is put together meanwhile
         progress.advance()
 
         # All ranks agree on what was seen since the last line of the log.
@@ -113,7 +114,7 @@ def train(
                     hooks.stopped(step, f"{what}, {in_a_row} in a row", rows)
                 hooks.skipped(what, rows)
             interval_log.write(step, settled, interval, lr=lr, left=progress.eta())
-            interval = Interval()
+            interval = Interval(run.world.device)
 
         best = False
         if plan.looks_after(step) and not interrupted:
@@ -149,11 +150,13 @@ def next_batch(batches: Iterator[Batch], interval: Interval, bad_videos: BadVide
     return batch
 
 
-def take_step(run: TrainRun, batch: Batch, step: int, lr: float) -> tuple[Tensor, Tensor]:
+def take_step(
+    run: TrainRun, batch: Batch, step: int, lr: float, clock: ForwardClock
+) -> tuple[Tensor, Tensor]:
     """One optimizer step, the `step`-th. Returns (loss, norm of the gradients), both detached."""
     set_learning_rate(run.optimizer, lr)
     torch.manual_seed(step_seed(run.seed, step - 1, run.world.rank))
-    loss = accumulate_gradients(run.wrapped, batch, run.config, run.world)
+    loss = accumulate_gradients(run.wrapped, batch, run.config, run.world, clock)
     norm = clip_gradients(run.task.parameters(), run.optim.clip_grad)
     # A gradient that is not finite never reaches the weights: the fused optimizers read this flag
     # and skip such a step on the device.
@@ -166,17 +169,22 @@ def take_step(run: TrainRun, batch: Batch, step: int, lr: float) -> tuple[Tensor
 
 
 def accumulate_gradients(
-    wrapped: nn.Module, batch: Batch, config: TrainConfig, world: World
+    wrapped: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    world: World,
+    clock: ForwardClock | None = None,
 ) -> Tensor:
     """Forward and backward of a step, in `config.accumulate` parts.
 
     Returns the mean loss over the rank's clips.
     """
+    clock = clock or ForwardClock(world.device)
     losses = []
     parts = split_batch(batch, config.accumulate)
     for k, part in enumerate(parts):
         with world.gradients_shared(wrapped, last=k == len(parts) - 1):
-            with autocast(config.precision, world.device):
+            with clock.running(), autocast(config.precision, world.device):
                 loss, _ = wrapped(part)
             loss = loss * (len(part["clip"]) / len(batch["clip"]))
             loss.backward()
@@ -200,12 +208,15 @@ def settle_buckets(run: TrainRun, batch: Batch) -> None:
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """`parts` batches, or as many as there are samples, one after the other."""
-    if parts == 1:
-        return [batch]
-    chunks = {
-        name: value.chunk(parts) for name, value in batch.items() if isinstance(value, Tensor)
-    }
+    """`parts` batches, or as many as there are samples, one after the other.
+
+    What is read on the host is in arrays: FSDP moves every tensor it meets to the device.
+    """
+    chunks: dict[str, Sequence[Any]] = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            on_device = name in ("clip", "label")
+            chunks[name] = [v if on_device else v.numpy() for v in value.chunk(parts)]
     count = len(chunks["clip"])
     return [{name: chunk[k] for name, chunk in chunks.items()} for k in range(count)]
 
@@ -213,9 +224,3 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seeds torch's global generator, which dropout, drop path and mixing draw from."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Moves clips and labels only: boxes and seeds are read on the host."""
-    moved = {name: batch[name].to(device, non_blocking=True) for name in ("clip", "label")}
-    return {**batch, **moved}

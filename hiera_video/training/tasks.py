@@ -133,8 +133,8 @@ def hidden_draws(model: MaskedAutoencoder, config: MAEConfig, seeds: Sequence[in
 def normalised_clips(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [B, V, C, T, S, S] -> float32 [B * V, C, T, S, S], boxes erased"""
     clips = batch["clip"].flatten(0, 1)
-    erase = batch["erase"].flatten(0, 1)
-    seeds = batch["seed"].flatten(0, 1)
+    erase = torch.as_tensor(batch["erase"]).flatten(0, 1)
+    seeds = torch.as_tensor(batch["seed"]).flatten(0, 1)
     return normalise(clips, mean, std, erase=erase, seeds=seeds)
 
 

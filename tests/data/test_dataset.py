@@ -12,7 +12,14 @@ from hiera_video.data.dataset import (
 from hiera_video.data.decode.process import DecodeProcess
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
-from hiera_video.data.loading import TrainingOrder, make_loader, test_batches
+from hiera_video.data.loading import (
+    Parts,
+    Prefetch,
+    StepBatches,
+    TrainingOrder,
+    make_loader,
+    test_batches,
+)
 from hiera_video.data.sampling import random_clip, uniform_clips
 from hiera_video.data.transforms import EvalCrops, TrainCrop
 
@@ -28,7 +35,7 @@ def spread(count, fps, rng):
     return uniform_clips(count, fps, 8, 2, num_clips=5)
 
 
-def training_set(root, repeats=1, source="train.csv"):
+def training_set(root, repeats=1, source="train.csv", same_frames=False):
     transform = TrainCrop(size=64, flip=0.5, magnitude=7.0, erase=0.5)
     videos = read_videos(source, root=root)
     return ClipDataset(
@@ -37,6 +44,7 @@ def training_set(root, repeats=1, source="train.csv"):
         transform=transform,
         source=VideoSource(),
         repeats=repeats,
+        same_frames=same_frames,
         seed=3,
         substitute=True,
     )
@@ -47,25 +55,49 @@ def held_out_set(videos, crops):
     return ClipDataset(videos, sample=spread, transform=transform, source=VideoSource())
 
 
-def batches(root, workers, world=1, rank=0, first_step=0):
+def batches(root, workers, world=1, rank=0, first_step=0, part=8):
     order = TrainingOrder(
         32, batch_size=8, steps=9, seed=3, first_step=first_step, rank=rank, world=world
     )
-    return list(
-        make_loader(training_set(root, repeats=2), order, num_workers=workers, pin_memory=False)
-    )
+    parts = Parts(order, part)
+    dataset = training_set(root, repeats=2)
+    loader = make_loader(dataset, parts, num_workers=workers, pin_memory=False)
+    return list(StepBatches(loader, parts, torch.device("cpu")))
 
 
 def equal(a, b):
-    return all(torch.equal(a[k], b[k]) for k in ("clip", "label", "index", "seed", "erase"))
+    tensors = ("clip", "label", "index", "row", "seed", "erase")
+    times = zip(a["times"], b["times"], strict=True)
+    return (
+        all(torch.equal(a[k], b[k]) for k in tensors)
+        and all(np.array_equal(x, y) for x, y in times)
+        and a["requested"] == b["requested"]
+    )
+
+
+def test_what_workers_hold_ready_is_bounded_by_bytes():
+    """Batches of a masked autoencoder of Kinetics on 8 ranks, of small clips, and of huge ones."""
+    clip = 3 * 16 * 224 * 224
+    large = Prefetch.make(64, 4 * clip, num_workers=8, limit_gib=1)
+    assert large.bytes <= 2**30 < 64 * 4 * clip * 8 and large.ahead > 1
+    small = Prefetch.make(64, 3 * 8 * 32 * 32, num_workers=8, limit_gib=1)
+    assert small.part == 64, "a batch is one piece of work where there is room"
+    huge = Prefetch.make(64, 2**31, num_workers=2, limit_gib=1)
+    assert (huge.part, huge.ahead) == (1, 1)
+
+
+def test_repeats_are_clips_of_their_own_or_of_the_same_frames(shapes):
+    for same_frames in (False, True):
+        sample = training_set(shapes, repeats=2, same_frames=same_frames)[Key(0, 4)]
+        assert np.array_equal(*sample["times"]) == same_frames
+        assert not torch.equal(*sample["clip"]), "their crops differ all the same"
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
     here = batches(shapes, 0)
-    for workers in (1, 2, 4):
-        assert all(equal(a, b) for a, b in zip(here, batches(shapes, workers), strict=True)), (
-            workers
-        )
+    for workers, part in ((1, 8), (2, 3), (4, 1)):
+        there = batches(shapes, workers, part=part)
+        assert all(equal(a, b) for a, b in zip(here, there, strict=True)), (workers, part)
     assert here[0]["clip"].shape == (8, 2, 3, 8, 64, 64)
     for a, b in zip(here[5:], batches(shapes, 0, first_step=5), strict=True):
         assert equal(a, b), "a restart goes on with the same samples"
