@@ -197,7 +197,7 @@ class TrainStage:
         free = shared_free_gib()
         if free is not None and ready_gib > free:
             lines.append(
-                f"WARNING: workers hold up to {ready_gib:.2f} GiB ready in shared memory, which has "
+                f"WARNING: workers hold up to {ready_gib:.2f} GiB in shared memory, which has "
                 f"{free:.2f} GiB left: lower data.prefetch_gib, or they may end with a bus error"
             )
         if config.init.weights is None and config.optim.layer_decay < 1:
