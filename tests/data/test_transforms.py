@@ -10,11 +10,11 @@ from conftest import ROOT
 from hiera_video import build
 from hiera_video.config import load_config
 from hiera_video.data.format import ClipFormat
-from hiera_video.data.randaugment import OPERATIONS, rand_augment
 from hiera_video.data.transforms import (
     EvalCrops,
     TrainCrop,
     normalise,
+    planar,
     pytorchvideo_transform,
     random_box,
 )
@@ -24,6 +24,14 @@ def frames(height=48, width=80, count=6):
     return torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
     )
+
+
+def test_channels_come_first_whatever_the_layout():
+    """As decoders lay frames out, as torch does, and in a part of a picture."""
+    first = frames()
+    last = frames().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for some in (first, last, last[..., 3:40, 5:60]):
+        assert torch.equal(planar(some), some.transpose(0, 1))
 
 
 def test_three_crops_are_the_published_boxes_of_the_resized_frame():
@@ -69,42 +77,6 @@ def test_boxes_have_the_asked_area_and_ratio():
         assert 0.07 < h * w / (240 * 320) <= 1
         assert 0.7 < w / h < 1.4
     assert random_box(10, 100, scale=(1.0, 1.0), aspect=(0.75, 1.3333), rng=rng) == (0, 43, 10, 13)
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_randaugment_operation(name):
-    image = frames() // 2 + 40
-    out = OPERATIONS[name](image, 0.7, 1)
-    assert out.shape == image.shape and out.dtype == torch.uint8
-    assert not torch.equal(out, image)
-
-
-def test_randaugment_is_seeded_and_sometimes_leaves_a_clip_alone():
-    image = frames()
-    outs = [rand_augment(image, magnitude=7.0, rng=np.random.default_rng(s)) for s in range(60)]
-    unchanged = sum(torch.equal(out, image) for out in outs)
-    assert 5 <= unchanged <= 30  # both operations are skipped in a quarter of the draws
-    assert torch.equal(outs[3], rand_augment(image, magnitude=7.0, rng=np.random.default_rng(3)))
-
-
-@pytest.mark.parametrize("magnitude", [0.0, 0.2, 1.0])
-def test_randaugment_takes_low_magnitudes(magnitude):
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        assert rand_augment(frames(), magnitude=magnitude, rng=rng).shape == frames().shape
-    assert torch.equal(OPERATIONS["solarize"](frames(), 0.0, 1), frames()), "nothing is so bright"
-
-
-@pytest.mark.parametrize("name, dim", [("shear_x", -1), ("shear_y", -2)])
-def test_shears_are_about_the_corner(name, dim):
-    """As PIL's, which the recipes use: a bar moves with its distance from the first line."""
-    clip = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    clip.select(dim, 32).fill_(255)  # a line along the other dimension
-    sheared = OPERATIONS[name](clip, 1.0, 1)[0, 0].float()
-    lines = sheared if dim == -1 else sheared.T
-    places = lines[:, 8:56].argmax(1) + 8
-    assert abs(places[0] - 32) <= 1, "the first line stays"
-    assert abs(abs(places[63] - 32) - 0.3 * 63) <= 1.5, "the last one moves by 0.3 of its distance"
 
 
 def test_erasing_fills_the_box_after_normalisation():
