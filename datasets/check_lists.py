@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.system.errors import UserError, run_command
+from hiera_video.system.files import exists
+from hiera_video.system.members import open_bytes, size_of
 
 SHOWN = 5  # examples of each kind of problem
 
@@ -46,7 +48,7 @@ def check_list(videos: VideoList, name: str, classes: list[str] | None, findings
     paths = [videos.written(i) for i in range(len(videos))]
     there = tqdm(range(len(videos)), desc=name, unit="files", disable=not sys.stderr.isatty())
     findings.say(
-        f"missing files in {name}", [paths[i] for i in there if not os.path.exists(videos.path(i))]
+        f"missing files in {name}", [paths[i] for i in there if not exists(videos.path(i))]
     )
     rows = Counter((p, videos.segment(i)) for i, p in enumerate(paths))
     findings.say(f"repeated videos in {name}", [p for (p, _), n in rows.items() if n > 1])
@@ -68,18 +70,18 @@ def check_list(videos: VideoList, name: str, classes: list[str] | None, findings
 
 
 def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: Findings) -> None:
-    paths = [{os.path.abspath(v.path(i)): i for i in range(len(v))} for v in (a, b)]
+    paths = [{os.path.abspath(v.path(i)): v.written(i) for i in range(len(v))} for v in (a, b)]
     same = sorted(paths[0].keys() & paths[1].keys())
     findings.say(f"videos in both {names}", same)
-    stems = [{Path(p).stem: p for p in which} for which in paths]
-    alike = sorted(stems[0].keys() & stems[1].keys() - {Path(p).stem for p in same})
+    stems = [{Path(name).stem: path for path, name in which.items()} for which in paths]
+    alike = sorted(stems[0].keys() & stems[1].keys() - {Path(paths[0][p]).stem for p in same})
     findings.say(f"file names in both {names}, in different folders", [stems[0][s] for s in alike])
     if content:
         sizes = [{}, {}]
         for by_size, which in zip(sizes, paths):
             for path in which:
-                if os.path.exists(path):
-                    by_size.setdefault(os.path.getsize(path), []).append(path)
+                if exists(path):
+                    by_size.setdefault(size_of(path), []).append(path)
         shared = sorted(sizes[0].keys() & sizes[1].keys())  # only files of equal size are read
         hashes = [{_hash(p): p for size in shared for p in by_size[size]} for by_size in sizes]
         twins = [
@@ -93,7 +95,7 @@ def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: 
 
 def _hash(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open_bytes(path) as f:
         for part in iter(lambda: f.read(1 << 20), b""):
             digest.update(part)
     return digest.hexdigest()

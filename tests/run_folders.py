@@ -19,6 +19,18 @@ def state(folder):
     }
 
 
+def outcome(folder):
+    """Bytes of the newest checkpoint and of what a test has found."""
+    last = (folder / "checkpoints/latest").resolve()
+    files = [last / "model.safetensors", last / "train_state.pt"]
+    files += [
+        folder / "test" / n
+        for n in ("metrics.json", "predictions.csv")
+        if (folder / "test").exists()
+    ]
+    return {f.name: f.read_bytes() for f in files}
+
+
 def rows(folder, split="train"):
     found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [row for row in found if row["split"] == split]

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
-from run_folders import launch, rows, state, wait_for_step
+from run_folders import launch, outcome, rows, state, wait_for_step
 from safetensors.torch import load_file
 
 from hiera_video.system.errors import RunStopped
@@ -267,17 +267,6 @@ def kill_often(command, folder, moments, seed):
         count[moment] += 1
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
     return count
-
-
-def outcome(folder):
-    last = (folder / "checkpoints/latest").resolve()
-    files = [last / "model.safetensors", last / "train_state.pt"]
-    files += [
-        folder / "test" / n
-        for n in ("metrics.json", "predictions.csv")
-        if (folder / "test").exists()
-    ]
-    return {f.name: f.read_bytes() for f in files}
 
 
 @pytest.mark.trial

@@ -61,6 +61,7 @@ class VideoList:
         self.source = source
         # Names of the labels, where the list has them: class folders, or a column of names.
         self.classes = classes
+        self._places = _Texts(table.places) if table and table.places else self._paths
         self.header = table.header if table else None
         self._records = _Texts(table.records) if table else None
         segments = np.asarray(table.segments if table else [], dtype=np.float64).reshape(-1, 2)
@@ -74,7 +75,7 @@ class VideoList:
         return self._paths[i]
 
     def path(self, i: int) -> str:
-        return join(self.root, self.written(i))
+        return join(self.root, self._places[i])
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
@@ -97,7 +98,8 @@ class VideoList:
             whole = (math.nan, math.nan)
             segments = [self.segment(i) or whole for i in rows]
             records = [self._records[i] for i in rows]
-            table = Table(self.header, segments=segments, records=records)
+            places = [self._places[i] for i in rows]
+            table = Table(self.header, segments=segments, places=places, records=records)
         return VideoList(
             paths,
             labels,

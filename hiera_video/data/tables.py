@@ -7,6 +7,7 @@
 A label is an integer or the name of a class; if one label of a column is no integer, all are names.
 Several are joined by `;`.
 `start_s,end_s` make the row a segment of its video; many rows may name one video.
+`shard,offset,length`, all three, say that the video lies in a tar (datasets/pack_shards.py).
 """
 
 import csv
@@ -17,11 +18,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hiera_video.system.errors import UserError
+from hiera_video.system.members import Member
 
 PATH = "path"
 LABEL = "label"
 START = "start_s"
 END = "end_s"
+SHARD = ("shard", "offset", "length")  # bytes
 SEVERAL = ";"  # between the labels of a row
 NO_LABEL = -1
 SEVERAL_LABELS = -2
@@ -36,6 +39,7 @@ class Table:
     paths: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     segments: list[tuple[float, float]] = field(default_factory=list)  # NaN for the whole video
+    places: list[str] = field(default_factory=list)  # where videos lie, if that is not their path
     records: list[str] = field(default_factory=list)  # the rows, as CSV
     classes: tuple[str, ...] = ()  # names of the labels, sorted; empty where they are integers
 
@@ -51,6 +55,7 @@ def read_table(text: str, *, source: str, key: str) -> Table:
     reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
     table = Table(_header_of(next(reader), source, key))
     names: list[str] = []
+    in_shards = set(SHARD) <= set(table.header)
     for record in reader:
         if not any(cell.strip() for cell in record):
             continue
@@ -66,6 +71,8 @@ def read_table(text: str, *, source: str, key: str) -> Table:
         table.paths.append(row[PATH])
         names.append(row.get(LABEL, "").strip())
         table.segments.append(_segment(row, where))
+        if in_shards:
+            table.places.append(_place(row, where))
         table.records.append(as_csv(record))
     table.labels, table.classes = numbered(names)
     return table
@@ -105,9 +112,12 @@ def as_csv(cells: list[str]) -> str:
 
 
 def with_path(record: str, header: list[str], path: str) -> str:
-    """The row with another path."""
+    """The row with another path, which is a file of its own."""
     cells = next(csv.reader([record]))
     cells[header.index(PATH)] = path
+    if set(SHARD) <= set(header):
+        for name in SHARD:
+            cells[header.index(name)] = ""
     return as_csv(cells)
 
 
@@ -117,12 +127,25 @@ def _header(line: str) -> list[str]:
 
 def _header_of(cells: list[str], source: str, key: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    for name in (PATH, LABEL, START, END):
+    in_shards = SHARD if set(SHARD) <= set(header) else ()
+    for name in (PATH, LABEL, START, END, *in_shards):
         if header.count(name) > 1:
             raise UserError(f"{key}: the header of {source} has two columns {name!r}")
     if (START in header) != (END in header):
         raise UserError(f"{key}: the header of {source} needs both {START} and {END}, or neither")
     return header
+
+
+def _place(row: dict[str, str], where: str) -> str:
+    """Raises UserError."""
+    shard, offset, length = (row[name].strip() for name in SHARD)
+    if not shard:
+        return row[PATH]
+    if not (offset.isdecimal() and length.isdecimal()):
+        raise UserError(
+            f"{where}: offset={offset!r}, length={length!r} in {shard}: both in bytes, >= 0"
+        )
+    return str(Member(shard, int(offset), int(length)))
 
 
 def _segment(row: dict[str, str], where: str) -> tuple[float, float]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from iopath.common.file_io import HTTPURLHandler, PathManager, g_pathmgr
 
+from hiera_video.system.members import file_of, member_of
+
 
 def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
@@ -27,11 +29,17 @@ def join(root: str | Path, path: str | Path) -> str:
 
 
 def local(path: str | Path) -> str:
-    """Where the file lies on this machine; a remote one is fetched first. Raises OSError."""
+    """Where the file lies on this machine; a remote one is fetched first. Raises OSError.
+
+    Of a video in a tar the whole tar is fetched.
+    """
     if not is_remote(path):
         return str(path)
+    member = member_of(str(path))
+    file = str(path) if member is None else member.file
     try:
-        return _manager(path).get_local_path(str(path))
+        fetched = _manager(file).get_local_path(file)
+        return fetched if member is None else str(member._replace(file=fetched))
     except OSError:
         raise
     except Exception as e:  # whatever the handler's own library raises
@@ -76,7 +84,8 @@ def sha256_of(file: str | Path) -> str:
 
 
 def exists(path: str | Path) -> bool:
-    return _manager(path).exists(str(path)) if is_remote(path) else os.path.exists(path)
+    file = file_of(str(path))
+    return _manager(file).exists(file) if is_remote(file) else os.path.exists(file)
 
 
 def register_handlers(modules: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ import av
 import numpy as np
 
 from hiera_video.system.errors import VideoError
+from hiera_video.system.members import file_of
 
 T = TypeVar("T")
 VERSION = 2  # of what a scan finds, and of how it is kept
@@ -244,7 +245,7 @@ def _key(path: str) -> bytes:
 def stamp(path: str) -> str:
     """Of the file's present state."""
     try:
-        status = os.stat(path)
+        status = os.stat(file_of(path))
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"

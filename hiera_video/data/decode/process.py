@@ -33,6 +33,7 @@ from hiera_video.data.decode.packets import Manifest, VideoInfo, stamp
 from hiera_video.data.decode.pyav_reader import VideoReport
 from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import Unavailable, VideoError
+from hiera_video.system.members import open_bytes
 from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
 from hiera_video.system.storage import is_away
 
@@ -409,7 +410,7 @@ def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> Non
 def _read_through(path: str, most: int) -> tuple[bool, str]:
     """(whether up to `most` bytes of the file come, why storage does not give them)"""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_bytes(path) as file:
             while most > 0 and (part := file.read(min(most, PROGRESS_BYTES))):
                 most -= len(part)
     except OSError as e:

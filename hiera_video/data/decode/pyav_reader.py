@@ -23,6 +23,7 @@ import numpy as np
 
 from hiera_video.data.decode.packets import DAMAGE, FIELDS, Packets, errors_named, reason
 from hiera_video.system.errors import VideoError
+from hiera_video.system.members import member_of, open_bytes
 
 LATE_FRAMES = 16  # past the last wanted one, after which a missing one will not come
 
@@ -133,7 +134,8 @@ class PyAVReader:
 
     def _open(self, *, strict: bool = True) -> None:
         try:
-            self._container = av.open(self._path, metadata_errors="replace")
+            file = self._path if member_of(self._path) is None else open_bytes(self._path)
+            self._container = av.open(file, "r", metadata_errors="replace")
         except DAMAGE as e:
             raise VideoError(reason(e)) from e
         stream = self._container.streams.best("video")

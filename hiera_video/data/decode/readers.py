@@ -21,6 +21,7 @@ import numpy as np
 
 from hiera_video.data.decode.packets import Manifest, Packets, VideoInfo, errors_named
 from hiera_video.data.decode.pyav_reader import PyAVReader, VideoReport
+from hiera_video.system.members import ffmpeg_name
 
 
 class VideoReader(Protocol):
@@ -116,7 +117,7 @@ class DecordReader:
         errors = (RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError)
         try:
             # Not one frame may be replaced by its neighbour, which decord does without a word.
-            reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-6)
+            reader = decord.VideoReader(ffmpeg_name(path), num_threads=1, fault_tol=1e-6)
         except errors:
             return None
         return (
@@ -161,7 +162,10 @@ class TorchCodecReader:
             from torchcodec.decoders import VideoDecoder
 
             decoder = VideoDecoder(
-                path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+                ffmpeg_name(path),
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="exact",
             )
         except (ImportError, OSError, RuntimeError, ValueError):
             return None
