@@ -43,6 +43,7 @@ from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
+from hiera_video.system.remote import RemoteFiles
 from hiera_video.training.tasks import Classify, MaskedAutoencode
 
 PYTORCHVIDEO = "pytorchvideo."
@@ -213,6 +214,7 @@ def video_source(config: Config, *, quarantine: bool = True) -> VideoSource:
         quarantine=held if quarantine else None,
         manifest=data.manifest or local_manifest(),
         cache=cache,
+        remote=RemoteFiles(data.remote_cache, limit_gib=data.remote_cache_gib),
         path_handlers=data.path_handlers,
     )
 

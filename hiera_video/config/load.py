@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "data.quarantine",
     "data.frame_cache",
     "data.frame_cache_gib",
+    "data.remote_cache",
+    "data.remote_cache_gib",
     "data.max_bad_fraction",
     "train.accumulate",
     "train.parallel",

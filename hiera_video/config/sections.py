@@ -110,7 +110,12 @@ class DataConfig:
 
     # Folder that relative paths, of lists and in them, are under.
     root: str | None = None
-    # Modules that register iopath handlers, for paths like s3://...
+    # Folder of videos that are fetched from https://, s3:// and the like. Default: one in the
+    # machine's temporary folder, of all runs.
+    remote_cache: str | None = None
+    # About how large it may grow, in GiB.
+    remote_cache_gib: float = 20.0
+    # Modules that register iopath handlers, for other remote paths.
     path_handlers: tuple[str, ...] = ()
     # Training list, or a folder of class folders.
     train: str = "train.csv"
@@ -184,7 +189,7 @@ class DataConfig:
             "data",
             self,
             "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib "
-            "prefetch_gib",
+            "prefetch_gib remote_cache_gib",
         )
         require_not_negative("data", self, "num_workers")
         if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):

@@ -5,14 +5,13 @@
         frames = video.get(indices)
 
 A decoder that spins in C code cannot be stopped from inside its process, and one that crashes takes
-its process along. The child (`python -m hiera_video.data.decode.process`) is started with
+its process along. The child (`python -m hiera_video.data.decode.process_child`) is started with
 subprocess, which works in DataLoader workers, too. Requests and replies are pickles over pipes,
 length first; frames come through a file in memory that both have mapped. The child ends when its
 parent does: at the end of its input, or, while it decodes, by the kernel (Linux).
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import pickle
@@ -25,29 +24,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from hiera_video.data.decode.packets import Manifest, VideoInfo, stamp
+from hiera_video.data.decode.packets import VideoInfo
 from hiera_video.data.decode.pyav_reader import VideoReport
-from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import Unavailable, VideoError
-from hiera_video.system.members import open_bytes
-from hiera_video.system.signals import ignore_stop_signals, stop_signals_held
-from hiera_video.system.storage import is_away
+from hiera_video.system.remote import RemoteFiles
+from hiera_video.system.signals import stop_signals_held
 
 START_S = 120.0  # for the child to import its modules; a busy file system may need long
 START_PAUSES_S = (0, 1, 10)
-PR_SET_PDEATHSIG = 1
-PART_BYTES = 16 << 20  # of frames that are sent at a time, or one frame
 LEAST_S = 0.1  # for a part of an answer whose others took the whole limit
 ENDING_S = 0.05  # for a child to end by itself
 KILL_S = 5.0  # for a child that is killed to be gone
 BUSY = 0.2  # share of a core, above which a child computes
 LONGEST = 20  # times the limit: the most for a child that goes on reading
 PROGRESS_BYTES = 1 << 20
-TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 LENGTH = struct.Struct("<Q")
 
 
@@ -68,15 +62,29 @@ class DecodeFailure(VideoError):
         self.kind = kind
 
 
+class ChildSettings(NamedTuple):
+    manifest: str | Path | None
+    remote: RemoteFiles
+    path_handlers: tuple[str, ...]
+
+
 class DecodeProcess:
     """One child, for one caller at a time. A pickled or forked copy starts a child of its own.
 
-    manifest: the file that keeps the scans of videos, so that each is scanned once.
+    manifest: the file that keeps the scans of videos, so that each is scanned once. remote: keeps
+    what is fetched. path_handlers: modules that register iopath handlers.
     """
 
-    def __init__(self, *, timeout_s: float, manifest: str | Path | None = None):
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        manifest: str | Path | None = None,
+        remote: RemoteFiles | None = None,
+        path_handlers: Sequence[str] = (),
+    ):
         self.timeout_s = timeout_s
-        self.manifest = manifest
+        self._settings = ChildSettings(manifest, remote or RemoteFiles(), tuple(path_handlers))
         self._child: Any = None  # subprocess.Popen, while it lives
         self._owner = 0
         self._waited_s = 0.0  # for answers, so far
@@ -198,10 +206,10 @@ class DecodeProcess:
         A child that goes on reading a large file has more time. Raises TimeoutError.
         """
         child = self._child
-        seen = _bytes_read(child.pid)
+        seen = _bytes_moved(child.pid)
         last = time.monotonic() + LONGEST * self.timeout_s
         while not _readable(child.stdout, limit_s):
-            now = _bytes_read(child.pid)
+            now = _bytes_moved(child.pid)
             if now - seen < PROGRESS_BYTES or time.monotonic() > last:
                 raise TimeoutError
             seen = now
@@ -214,7 +222,7 @@ class DecodeProcess:
             if self._started():
                 return
         raise Unavailable(
-            "the decoding process does not start: python -m hiera_video.data.decode.process"
+            "the decoding process does not start: python -m hiera_video.data.decode.process_child"
         )
 
     def _started(self) -> bool:
@@ -224,8 +232,9 @@ class DecodeProcess:
             self._child = None
             return False
         try:
+            send(self._child.stdin, (sys.path, self._settings))
             receive(self._child.stdout, time.monotonic() + START_S)  # it is ready
-        except (TimeoutError, EOFError):
+        except (TimeoutError, EOFError, BrokenPipeError):
             self._kill()
             return False
         return True
@@ -237,16 +246,14 @@ class DecodeProcess:
         root = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         descriptor = self._memory.fileno()
-        manifest = [] if self.manifest is None else [str(self.manifest)]
         with stop_signals_held():
             self._child = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
-                    "hiera_video.data.decode.process",
+                    "hiera_video.data.decode.process_child",
                     str(descriptor),
                     str(os.getpid()),
-                    *manifest,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -336,11 +343,11 @@ def _cpu_s(pid: int) -> float:
         return 0.0
 
 
-def _bytes_read(pid: int) -> int:
-    """By a process so far; 0 where the system does not tell."""
+def _bytes_moved(pid: int) -> int:
+    """That a process has read from files and written to them; 0 where the system does not tell."""
     try:
-        first = Path(f"/proc/{pid}/io").read_text().splitlines()[0]  # rchar: ..
-        return int(first.split()[1])
+        first, second = Path(f"/proc/{pid}/io").read_text().splitlines()[:2]  # rchar, wchar
+        return int(first.split()[1]) + int(second.split()[1])
     except (OSError, IndexError, ValueError):
         return 0
 
@@ -355,123 +362,3 @@ def _how_it_ended(status: int | None) -> str:
     if status is None:
         return "no exit status"
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
-
-
-# -- the child
-
-
-def serve(descriptor: int, parent: int, manifest_file: str | None = None) -> None:
-    """Answers requests from stdin until it ends."""
-    _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    ignore_stop_signals()
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints may come between the replies
-    send(replies, "ready")
-    manifest = Manifest(manifest_file) if manifest_file else None
-    opened: open_video | None = None
-    reader: Any = None
-    parts: Iterator[Part] = iter(())
-    count = 0
-    with contextlib.suppress(EOFError):
-        while True:
-            what, *arguments = receive(sys.stdin.buffer)
-            try:
-                if opened is not None and what in ("open", "close"):
-                    opened.__exit__()
-                    opened = reader = None
-                answer: Any = None
-                if what == "open":
-                    count += 1
-                    if count % TRIM_EVERY == 0:
-                        _trim_memory()
-                    opened = open_video(*arguments, manifest=manifest)
-                    reader = opened.__enter__()
-                    answer = (reader.name, reader.info)
-                elif what == "get":
-                    parts = _parts(reader.each(*arguments))
-                    answer = _put(descriptor, next(parts, None))
-                elif what == "more":
-                    answer = _put(descriptor, next(parts, None))
-                elif what == "inspect":
-                    answer = inspect_video(*arguments)
-                elif what == "read":
-                    answer = _read_through(*arguments)
-                elif what == "stamp":
-                    answer = stamp(*arguments)
-            except (VideoError, IndexError) as e:
-                answer = e
-            # A damaged file may lead a decoder anywhere; this process is there to contain it.
-            except Exception as e:
-                answer = VideoError(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
-            send(replies, answer)
-
-
-def _read_through(path: str, most: int) -> tuple[bool, str]:
-    """(whether up to `most` bytes of the file come, why storage does not give them)"""
-    try:
-        with open_bytes(path) as file:
-            while most > 0 and (part := file.read(min(most, PROGRESS_BYTES))):
-                most -= len(part)
-    except OSError as e:
-        return False, (e.strerror or type(e).__name__) if is_away(e) else ""
-    return True, ""
-
-
-def _parts(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[Part]:
-    """As many at a time as fit into PART_BYTES."""
-    numbers: list[int] = []
-    images: list[np.ndarray] = []
-    for number, image in frames:
-        numbers.append(number)
-        images.append(image)
-        if (len(images) + 1) * image.nbytes > PART_BYTES:
-            yield numbers, images
-            numbers = []
-            images = []
-    if images:
-        yield numbers, images
-
-
-def _put(descriptor: int, part: Part | None) -> tuple[list[int], tuple[int, ...]] | None:
-    """Writes the images one after the other; returns their numbers and their common shape."""
-    if part is None:
-        return None
-    numbers, images = part
-    total = len(images) * images[0].nbytes
-    if os.fstat(descriptor).st_size < total:
-        os.ftruncate(descriptor, total)
-    offset = 0
-    for image in images:
-        view = np.ascontiguousarray(image).data.cast("B")
-        end = offset + len(view)
-        while offset < end:
-            offset += os.pwrite(descriptor, view[offset - end :], offset)
-    return numbers, (len(images), *images[0].shape)
-
-
-def _trim_memory() -> None:
-    """Gives free memory back to the system.
-
-    Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a
-    kilobyte a video.
-    """
-    trim = (
-        getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if sys.platform.startswith("linux")
-        else None
-    )
-    if trim is not None:
-        trim(0)
-
-
-def _die_with(parent: int) -> None:
-    """Linux: the kernel ends this process when its parent ends, also in the middle of a decode."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the call
-            sys.exit(1)
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

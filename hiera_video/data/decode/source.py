@@ -12,14 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from hiera_video.data.decode.frame_cache import CachedReader, FrameCache
 from hiera_video.data.decode.process import BoundedReader, DecodeFailure, DecodeProcess
 from hiera_video.data.decode.quarantine import Quarantine
 from hiera_video.system.errors import Unavailable, VideoError
-from hiera_video.system.files import local, register_handlers
-from hiera_video.system.storage import is_away
+from hiera_video.system.remote import RemoteFiles
 
 PAUSES = (0.0, 0.1, 0.5, 1.0, 2.0)  # times the limit of a request, while storage is away
 AWAY_S = 60.0  # that nobody waits for storage again, which did not come back
@@ -35,8 +33,8 @@ class VideoSource:
 
     decoder: the one to try first (see readers.py). timeout_s: for one request. quarantine: a file
     that keeps bad videos. manifest: a file that keeps what was found of each video's packets.
-    cache: keeps the frames of videos that are small enough. path_handlers: modules that register
-    iopath handlers, for the copies.
+    cache: keeps the frames of videos that are small enough. remote: keeps what is fetched.
+    path_handlers: modules that register iopath handlers.
     """
 
     def __init__(
@@ -47,24 +45,21 @@ class VideoSource:
         quarantine: str | Path | None = None,
         manifest: str | Path | None = None,
         cache: FrameCache | None = None,
+        remote: RemoteFiles | None = None,
         path_handlers: tuple[str, ...] = (),
     ):
         if decoder not in SECOND_TRY:
             raise ValueError(f"decoder={decoder!r} must be one of {', '.join(SECOND_TRY)}")
         self.decoder = decoder
         self.second_decoder = SECOND_TRY[decoder]
-        self.process = DecodeProcess(timeout_s=timeout_s, manifest=manifest)
+        self.process = DecodeProcess(
+            timeout_s=timeout_s, manifest=manifest, remote=remote, path_handlers=path_handlers
+        )
         self._quarantine = Quarantine(quarantine, self.process.stamp)
         self.found_bad: set[str] = set()  # paths of files whose bytes were read to make sure
         self._away = ""  # why storage was given up
         self._away_until = 0.0  # monotonic
         self._cache = cache
-        self._path_handlers = path_handlers
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a worker that was started and not forked, nothing is registered yet."""
-        self.__dict__ |= state
-        register_handlers(self._path_handlers)
 
     def open(self, path: str, decoder: str | None = None) -> BoundedReader | CachedReader:
         """The video, to be closed by the caller (a context manager).
@@ -77,18 +72,14 @@ class VideoSource:
         if reason is not None:
             # The words of the time when it was found, so that results do not depend on when.
             raise Refused(reason)
-        try:
-            file = local(path)
-        except OSError as e:
-            raise VideoError(str(e)) from e
         if self._cache is None:
-            return self.process.open(file, decoder or self.decoder)
-        cached = self._cache.find(file)
+            return self.process.open(path, decoder or self.decoder)
+        cached = self._cache.find(path)
         if cached is None:
-            video = self.process.open(file, decoder or self.decoder)
-            if self._cache.add(file, video):
+            video = self.process.open(path, decoder or self.decoder)
+            if self._cache.add(path, video):
                 return video
-            return self.process.open(file, decoder or self.decoder)
+            return self.process.open(path, decoder or self.decoder)
         return cached
 
     def attempts(self, path: str, others: Callable[[], Iterable[str]] = tuple) -> "Attempts":
@@ -97,16 +88,10 @@ class VideoSource:
 
     def storage_fault(self, path: str) -> str:
         """Why the file's bytes do not come; empty if they do, or it is not there."""
-        try:
-            return self.process.storage_fault(local(path))
-        except OSError as e:
-            return str(e) if is_away(e) else ""
+        return self.process.storage_fault(path)
 
     def can_read(self, path: str) -> bool:
-        try:
-            return self.process.can_read(local(path))
-        except OSError:
-            return False
+        return self.process.can_read(path)
 
     def give_up(self, reason: str) -> Unavailable:
         """Storage is away: for a while nobody waits for it again."""

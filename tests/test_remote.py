@@ -1,0 +1,320 @@
+"""Remote files: from servers that stall, break off and refuse, to a folder of bounded size."""
+
+import contextlib
+import errno
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from functools import partial
+
+import pytest
+from conftest import ROOT, SHORT, start
+from run_folders import outcome, state
+
+from hiera_video.data.decode.process import DecodeProcess
+from hiera_video.data.decode.source import VideoSource
+from hiera_video.data.lists import read_videos
+from hiera_video.system import remote
+from hiera_video.system.errors import Unavailable, VideoError
+from hiera_video.system.remote import RemoteFiles, exists_remotely
+
+BIG = bytes(range(256)) * (20 << 10)  # 5 MiB
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and knows ranges; `faults[path]` has what goes wrong, request by request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *args, server_state, **kwargs):
+        self.state = server_state
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self):
+        self.state.asked[self.path] += 1
+        fault = next(self.state.faults.get(self.path, iter(())), None)
+        if fault == "refuse":
+            self.send_error(503)
+            return
+        if fault == "stall":
+            time.sleep(self.state.stall_s)
+            return
+        try:
+            with open(self.translate_path(self.path), "rb") as f:
+                data = f.read()
+        except OSError:
+            self.send_error(404)
+            return
+        status = 200
+        whole = len(data)
+        first = 0
+        wanted = self.headers.get("Range")
+        if wanted and self.state.knows_ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            first = int(first)
+            data = data[first : int(last) + 1 if last else None]
+            status = 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{whole}")
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            return
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
+            self.state.sent += len(data)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server:
+    def __init__(self, folder):
+        self.asked = Counter()
+        self.faults = {}
+        self.sent = 0
+        self.knows_ranges = True
+        self.stall_s = 30.0
+        handler = partial(Handler, directory=str(folder), server_state=self)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def fail(self, path, *faults):
+        self.faults[path] = iter(faults)
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "big").write_bytes(BIG)
+    served = Server(folder)
+    served.folder = folder
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def files(tmp_path):
+    return RemoteFiles(tmp_path / "fetched", limit_gib=1)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote, "SILENT_S", 0.5)
+
+
+def content(place):
+    with open(place, "rb") as f:
+        return f.read()
+
+
+def test_a_file_is_fetched_once(server, files):
+    url = f"{server.url}/big"
+    place = files.fetch(url)
+    assert content(place) == BIG and files.fetch(url) == place
+    assert server.asked["/big"] == 1
+    assert exists_remotely(url) and not exists_remotely(f"{server.url}/none")
+    with pytest.raises(OSError, match="404"):
+        files.fetch(f"{server.url}/none")
+
+
+def test_a_server_that_fails_is_asked_again(server, files, no_pauses):
+    """Cut off: the rest alone is asked for. 503 and silence: once more."""
+    server.stall_s = 2
+    server.fail("/big", "refuse", "cut", "stall", "cut")
+    assert content(files.fetch(f"{server.url}/big")) == BIG
+    assert server.asked["/big"] == 5 and server.sent <= len(BIG) // 4 + 1
+    (server.folder / "other").write_bytes(b"x")
+    server.fail("/other", *["refuse"] * 9)
+    with pytest.raises(OSError, match="503"):
+        files.fetch(f"{server.url}/other")
+    assert server.asked["/other"] == 3
+
+
+def test_a_server_without_ranges_sends_all_again(server, files, no_pauses):
+    server.knows_ranges = False
+    server.fail("/big", "cut")
+    assert content(files.fetch(f"{server.url}/big")) == BIG
+
+
+def test_the_folder_is_bounded_and_keeps_what_is_in_use(server, tmp_path):
+    """Three files of 5 MiB where two fit: the one used longest ago goes, unless it is open."""
+    files = RemoteFiles(tmp_path / "fetched", limit_gib=12 / 1024)
+    for name in "abcd":
+        (server.folder / name).write_bytes(name.encode() + BIG)
+    with files.held(f"{server.url}/a") as a:
+        files.fetch(f"{server.url}/b")
+        files.fetch(f"{server.url}/c")
+        assert content(a)[:1] == b"a", "held"
+    held = sorted(content(file)[:1] for file in files.folder.iterdir())
+    assert held == [b"a", b"c"]
+    files.fetch(f"{server.url}/a")
+    files.fetch(f"{server.url}/d")
+    held = sorted(content(file)[:1] for file in files.folder.iterdir())
+    assert held == [b"a", b"d"], "c was used before a"
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(server, files):
+    program = (
+        "import sys; from hiera_video.system.remote import RemoteFiles\n"
+        "print(RemoteFiles(sys.argv[1]).fetch(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, files.folder, f"{server.url}/big"]
+    several = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(4)]
+    places = {process.communicate(timeout=60)[0].decode().strip() for process in several}
+    assert len(places) == 1 and content(places.pop()) == BIG
+    assert server.asked["/big"] == 1 and len(list(files.folder.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_fetched_anew(server, files):
+    final = files._file(f"{server.url}/big")
+    files.folder.mkdir()
+    final.with_name(f".{final.name}").write_bytes(b"half of something")
+    assert content(files.fetch(f"{server.url}/big")) == BIG
+
+
+def test_a_full_disk_is_no_fault_of_the_video(server, files, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote, "_append", full)
+    with pytest.raises(ConnectionError, match=r"cannot keep .*/big in .*: No space left"):
+        files.fetch(f"{server.url}/big")
+
+
+def test_a_server_that_never_answers_hangs_nothing(server, shapes, tmp_path):
+    """The limit of a decode holds for the fetching, and no video is condemned for it."""
+    video = next((shapes / "train").rglob("*.mp4"))
+    for name in ("slow.mp4", "good.mp4"):
+        (server.folder / name).write_bytes(video.read_bytes())
+    server.fail("/slow.mp4", *["stall"] * 1000)
+    process = DecodeProcess(timeout_s=1, remote=RemoteFiles(tmp_path / "fetched"))
+    began = time.monotonic()
+    with pytest.raises(VideoError, match="took more than 1 s"):
+        process.open(f"{server.url}/slow.mp4", "auto")
+    assert time.monotonic() - began < 20
+    with process.open(f"{server.url}/good.mp4", "auto") as opened:
+        assert len(opened.get([0, 1])) == 2
+    process.close()
+
+
+def test_a_server_that_is_away_stops_the_run_by_name(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("hiera_video.data.decode.source.PAUSES", (0.0, 0.01))
+    source = VideoSource(timeout_s=30, remote=RemoteFiles(tmp_path / "fetched"))
+    url = "http://127.0.0.1:9/a.mp4"  # where nobody listens
+    attempts = source.attempts(url)
+    with pytest.raises(Unavailable, match=r"a\.mp4 cannot be read: .*refused"):
+        while True:
+            try:
+                source.open(url)
+            except VideoError as e:
+                attempts.after(e)
+    source.close()
+
+
+def test_a_run_on_a_server_ends_as_one_on_files(server, shapes, tmp_path, tool):
+    """Lists, names and videos by http, as files and as tars, with faults on the way."""
+    for name in os.listdir(shapes):
+        (server.folder / name).symlink_to(shapes / name)
+    pack = ("datasets/pack_shards.py", shapes / "train.csv", "--output", server.folder / "tars")
+    tool(*pack, "--shard-mib", "0.1")
+    pack = ("datasets/pack_shards.py", shapes / "val.csv", "--output", server.folder / "tars")
+    tool(*pack)
+    (server.folder / "tars/classes.txt").symlink_to(shapes / "classes.txt")
+    lines = (shapes / "train.csv").read_text().splitlines()
+    first, second = (line.rsplit(" ", 1)[0] for line in lines[:2])
+    server.fail(f"/{first}", "cut")
+    server.fail(f"/{second}", "refuse")
+    server.fail("/tars/train_000000.tar", "cut", "cut")
+    more = [*SHORT, "init.weights=null", "stages=[train,test]", "data.classes=classes.txt"]
+    roots = {"files": shapes, "http": server.url, "tars": f"{server.url}/tars"}
+    for name, root in roots.items():
+        cache = f"data.remote_cache={tmp_path / 'fetched'}"
+        start(f"data.root={root}", f"output={tmp_path / name}", *more, cache)
+    for name in ("http", "tars"):
+        assert state(tmp_path / name) == state(tmp_path / "files")
+        assert outcome(tmp_path / name) == outcome(tmp_path / "files")
+    assert server.asked["/tars/train_000001.tar"] <= 2, "its size, and all of it"
+
+
+def delayed(port, delay_s):
+    """The port of a proxy in front of that one, which passes on what comes after a while."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pass_on(source, target, delay_s):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                time.sleep(delay_s)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def accept():
+        while True:
+            client, _ = listener.accept()
+            behind = socket.create_connection(("127.0.0.1", port))
+            for pair in ((client, behind, delay_s), (behind, client, 0)):
+                threading.Thread(target=pass_on, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+@pytest.mark.trial
+def test_tars_in_an_object_store(tmp_path, tool, monkeypatch):
+    """A local S3 that takes 20 ms for each request: 300 small videos as objects and in tars, every
+    one read once with an empty cache. At least five times as fast.
+    """
+    for module in ("s3fs", "moto", "boto3"):
+        pytest.importorskip(module)
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    tool("datasets/moving_shapes.py", tmp_path / "files", "--train", "300", "--val", "1")
+    pack = ("datasets/pack_shards.py", tmp_path / "files/train.csv", "--shard-mib", "0.5")
+    tool(*pack, "--output", tmp_path / "tars")
+    store = ThreadedMotoServer(port=0, verbose=False)
+    store.start()
+    port = delayed(store.get_host_and_port()[1], 0.02)
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="b")
+    for file in [f for f in tmp_path.rglob("*") if f.is_file()]:
+        client.upload_file(str(file), "b", str(file.relative_to(tmp_path)))
+    speed = {}
+    frames = {}
+    for name in ("files", "tars"):
+        videos = read_videos("train.csv", root=f"s3://b/{name}")
+        source = VideoSource(remote=RemoteFiles(tmp_path / f"fetched_{name}"))
+        frames[name] = []
+        source.open(videos.path(0)).close()  # starts the process
+        began = time.monotonic()
+        for row in range(1, len(videos)):
+            with source.open(videos.path(row)) as video:
+                frames[name].append(video.get([0]).sum())
+        speed[name] = len(frames[name]) / (time.monotonic() - began)
+        source.close()
+    store.stop()
+    print(f"object store, 20 ms: {speed['files']:.1f} videos/s, in tars {speed['tars']:.1f}")
+    assert frames["files"] == frames["tars"]
+    assert speed["tars"] > 5 * speed["files"]
