@@ -15,6 +15,7 @@ test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 trials: .venv/tested
+	$(BIN)/python -m pip install --quiet --editable ".[trials]"
 	$(BIN)/python -m pytest -m trial --timeout 0 $(PYTEST_ARGS)
 
 lint: .venv/tested

@@ -298,13 +298,13 @@ def test_tars_in_an_object_store(tmp_path, tool, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
-    client.create_bucket(Bucket="b")
+    client.create_bucket(Bucket="bucket")
     for file in [f for f in tmp_path.rglob("*") if f.is_file()]:
-        client.upload_file(str(file), "b", str(file.relative_to(tmp_path)))
+        client.upload_file(str(file), "bucket", str(file.relative_to(tmp_path)))
     speed = {}
     frames = {}
     for name in ("files", "tars"):
-        videos = read_videos("train.csv", root=f"s3://b/{name}")
+        videos = read_videos("train.csv", root=f"s3://bucket/{name}")
         source = VideoSource(remote=RemoteFiles(tmp_path / f"fetched_{name}"))
         frames[name] = []
         source.open(videos.path(0)).close()  # starts the process
