@@ -17,8 +17,13 @@ import numpy as np
 
 from hiera_video.data.tables import (
     NO_LABEL,
+    PATH,
     SEVERAL_LABELS,
+    SHARD,
+    Cells,
+    Places,
     Table,
+    Texts,
     as_csv,
     is_table,
     label_texts,
@@ -54,16 +59,20 @@ class VideoList:
         classes: tuple[str, ...] = (),
         table: Table | None = None,
     ):
-        """table: what the list has beside paths and labels."""
-        self._paths = _Texts(paths)
+        """table: the rows, where the list is one; then `paths` is of no matter."""
+        self._records = _Texts(table.records) if table else None
+        self._paths: Texts = _Texts(paths)
+        if table is not None and self._records is not None:
+            self._paths = Cells(self._records, table.header.index(PATH))
+        self._places: Texts = self._paths
+        if table is not None and self._records is not None and set(SHARD) <= set(table.header):
+            self._places = Places(self._records, table.header)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.root = root
         self.source = source
         # Names of the labels, where the list has them: class folders, or a column of names.
         self.classes = classes
-        self._places = _Texts(table.places) if table and table.places else self._paths
         self.header = table.header if table else None
-        self._records = _Texts(table.records) if table else None
         segments = np.asarray(table.segments if table else [], dtype=np.float64).reshape(-1, 2)
         # Seconds, [rows, 2].
         self._segments = segments if np.isfinite(segments).any() else None
@@ -91,17 +100,15 @@ class VideoList:
         return float(self._segments[i, 0]), float(self._segments[i, 1])
 
     def subset(self, rows: list[int]) -> "VideoList":
-        paths = [self.written(i) for i in rows]
         labels = [self.label(i) for i in rows]
         table = None
         if self.header is not None and self._records is not None:
             whole = (math.nan, math.nan)
-            segments = [self.segment(i) or whole for i in rows]
+            segments = [self.segment(i) or whole for i in rows] if self.has_segments else []
             records = [self._records[i] for i in rows]
-            places = [self._places[i] for i in rows]
-            table = Table(self.header, segments=segments, places=places, records=records)
+            table = Table(self.header, records, segments=segments)
         return VideoList(
-            paths,
+            [] if table else [self.written(i) for i in rows],
             labels,
             root=self.root,
             source=self.source,
@@ -225,10 +232,10 @@ def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.t
 
 
 def _from_table(table: Table, root: str, source: str, key: str) -> VideoList:
-    if not table.paths:
+    if not table.records:
         raise UserError(f"{key}: the list {source} has a header and no rows")
     return VideoList(
-        table.paths,
+        [],
         table.labels,
         root=root,
         source=source,
