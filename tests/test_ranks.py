@@ -89,6 +89,24 @@ def test_a_rank_that_holds_up_the_others_is_named_once():
     assert slow_ranks.note(figures(1, 4), 60), "of two ranks, too"
 
 
+@pytest.mark.trial
+def test_the_first_rank_alone_opens_files_of_the_run_folder(tmp_path, finetune):
+    """Hundreds of ranks on one file system: the others open nothing there."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    more = finetune("run", *PLAIN, "train.save_every=2", "data.num_workers=1")
+    traced = ["strace", "-ff", "-qq", "-e", "trace=open,openat,openat2", "-o", tmp_path / "opens"]
+    command = [*traced, *launch, "tools/run_net.py", "--cfg", FINETUNE, *more]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=280)
+    log = "".join(file.read_text() for file in tmp_path.glob("opens.*"))
+    assert log.count(f'"{tmp_path}/run/metrics.jsonl"') >= 30
+    writers = [file for file in tmp_path.glob("opens.*") if f'"{tmp_path}/run/' in file.read_text()]
+    # The process itself, and the thread that writes for TensorBoard.
+    others = [file for file in writers if "/run/tb/" not in file.read_text()]
+    assert len(writers) <= 2 and len(others) == 1
+
+
 def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
     """As when the last video of a list is hours long, or a disk fails over during a step."""
     program = tmp_path / "program.py"
