@@ -68,19 +68,20 @@ def write(
     stamps=None,
     size=(HEIGHT, WIDTH),
     pixels="yuv420p",
+    clock=600,
     **more,
 ):
-    """stamps: pts of each frame, in 1/600 s; default 30 a second."""
+    """stamps: pts of each frame, in 1/clock s; default 30 a second."""
     with av.open(str(path), "w", **more) as container:
         stream = container.add_stream(codec, rate=30, options=dict(options))
         stream.height, stream.width, stream.pix_fmt = *size, pixels
-        stream.codec_context.time_base = Fraction(1, 600)
+        stream.codec_context.time_base = Fraction(1, clock)
         for k in range(frames):
             frame = av.VideoFrame.from_ndarray(
                 numbered(k, height=size[0], width=size[1]), format="rgb24"
             )
-            frame.pts = stamps[k] if stamps else 20 * k
-            frame.time_base = Fraction(1, 600)
+            frame.pts = stamps[k] if stamps else clock // 30 * k
+            frame.time_base = Fraction(1, clock)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -204,9 +205,31 @@ def make(folder, name):
         write(path, codec="mpeg4", options={"q": "2", "g": "12", "bf": "2"})
     elif kind == "h264_b_frames":
         write(path, options={**B_FRAMES, "g": "20"})
+    elif kind in OTHERS_WRITTEN:
+        codec, options, pixels = OTHERS_WRITTEN[kind]
+        clock = 30 if codec.startswith("mpeg") else 600  # MPEG knows no other
+        write(path, codec=codec, options=options, pixels=pixels, clock=clock)
     else:
         raise AssertionError(name)
     return path, shown, stamps
+
+
+INTERLACED = {"flags": "+ildct+ilme", "qp": "2", "g": "20", "x264-params": "tff=1"}
+GROUPS = {"b": "6000000", "bf": "2", "g": "12"}
+# As cameras, recorders and old players leave them: codec, its options, pixels.
+OTHERS_WRITTEN = {
+    "mbaff": ("libx264", INTERLACED, "yuv420p"),
+    "mpeg1": ("mpeg1video", GROUPS, "yuv420p"),
+    "mpeg2": ("mpeg2video", GROUPS, "yuv420p"),
+    "mpeg2_interlaced": ("mpeg2video", {**GROUPS, "flags": "+ildct+ilme"}, "yuv420p"),
+    "ten_bit": ("libx264", {"qp": "4", "g": "20"}, "yuv420p10le"),
+    "ten_bit_hevc": ("libx265", {"x265-params": "qp=4:log-level=none"}, "yuv420p10le"),
+    "wmv": ("wmv2", {"b": "4000000"}, "yuv420p"),
+    "flash": ("flv1", {"b": "4000000"}, "yuv420p"),
+    "motion_jpeg": ("mjpeg", {"q:v": "3"}, "yuvj420p"),
+    "prores": ("prores_ks", {}, "yuv422p10le"),
+    "lossless": ("ffv1", {}, "yuv420p"),
+}
 
 
 FILES = """
@@ -214,7 +237,9 @@ plain.mp4 b_frames.mp4 short_groups.mp4 short_groups.mov short_groups.mkv open_g
 open_groups.mkv vfr.mp4 vfr.mkv fragmented.mp4 late_start.mp4 cut_start.mp4
 cut_start_open_groups.mp4 cut_end.mp4 cut_both.mp4 rotated.mp4 one_frame.mp4 two_frames.mp4
 odd_size.mp4 hevc.mp4 hevc.mkv vp9.webm vp8.webm av1.mkv mpeg4.mp4 mpeg4.avi mpeg4_b_frames.avi
-h264_b_frames.avi h264_b_frames.ts
+h264_b_frames.avi h264_b_frames.ts mbaff.mp4 mbaff.ts mpeg1.mpg mpeg2.mpg mpeg2.vob mpeg2.ts
+mpeg2_interlaced.mpg ten_bit.mp4 ten_bit_hevc.mkv wmv.wmv flash.flv motion_jpeg.avi prores.mov
+lossless.mkv
 """.split()  # noqa: SIM905
 TABLE: dict[str, dict[str, str]] = {}
 
@@ -279,7 +304,7 @@ def test_what_is_refused_would_be_wrong(tmp_path):
     """
     if missing_decoder("decord"):
         pytest.skip("decord is not installed")
-    for name in ("open_groups.mp4", "mpeg4_b_frames.avi", "cut_start.mp4"):
+    for name in ("open_groups.mp4", "mpeg4_b_frames.avi", "cut_start.mp4", "mpeg1.mpg"):
         path, _, _ = make(tmp_path, name)
         with av.open(str(path)) as container:
             packets = Packets.scan(container, container.streams.best("video"))

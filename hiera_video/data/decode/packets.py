@@ -26,7 +26,7 @@ from hiera_video.system.errors import VideoError
 from hiera_video.system.members import file_of
 
 T = TypeVar("T")
-VERSION = 2  # of what a scan finds, and of how it is kept
+VERSION = 3  # of what a scan finds, and of how it is kept
 BUSY_S = 0.02  # for a manifest that others write to; a scan takes about as long
 FALLBACK_FPS = 30.0  # for a file that states no frame rate and has a single frame
 UNEVEN = 0.5  # frames: time stamps further than this from an even grid make a variable frame rate
@@ -37,10 +37,14 @@ REPEATED_STAMPS = "repeated time stamps"
 OPEN_GOP = "open groups of pictures"
 REORDERED_AVI = "reordered frames in AVI"
 TRANSPORT_STREAM = "MPEG transport stream"
+PROGRAM_STREAM = "MPEG program stream"  # after a seek its frames get each other's time stamps
+OTHER_FORMAT = "a format that decord was not tried on"
 AV1 = "AV1"
 FIELDS = "coded field by field"  # a frame of two packets
 # In these files time stamps do not name the frames, so frames are counted.
-COUNTED = {NO_STAMPS, REPEATED_STAMPS, REORDERED_AVI}
+COUNTED = {NO_STAMPS, REPEATED_STAMPS, REORDERED_AVI, PROGRAM_STREAM}
+# FFmpeg's names of what decord reads rightly, but for the sets below.
+DECORD_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 
 # What each decoder gets wrong: every one of the sets. Found by comparison with full decodes
 # (tests/data/test_frame_truth.py).
@@ -52,6 +56,8 @@ UNSAFE: dict[str, list[set[str]]] = {
         {OPEN_GOP},
         {REORDERED_AVI},
         {TRANSPORT_STREAM},
+        {PROGRAM_STREAM},
+        {OTHER_FORMAT},
         {AV1},
     ],
     "torchcodec": [
@@ -60,6 +66,7 @@ UNSAFE: dict[str, list[set[str]]] = {
         {REPEATED_STAMPS},
         {REORDERED_AVI},
         {TRANSPORT_STREAM},
+        {PROGRAM_STREAM},
     ],
     "pyav": [],
 }
@@ -155,6 +162,10 @@ class Packets:
             remarks.add(REORDERED_AVI)
         if container.format.name == "mpegts":
             remarks.add(TRANSPORT_STREAM)
+        if container.format.name == "mpeg":
+            remarks.add(PROGRAM_STREAM)
+        if container.format.name not in DECORD_FORMATS:
+            remarks.add(OTHER_FORMAT)
         if container.format.name in ("mpegts", "mpeg") and shortest < 0.6:
             remarks.add(FIELDS)
         if codec.name in ("av1", "libdav1d", "libaom-av1"):

@@ -21,7 +21,14 @@ from typing import Any
 import av
 import numpy as np
 
-from hiera_video.data.decode.packets import DAMAGE, FIELDS, Packets, errors_named, reason
+from hiera_video.data.decode.packets import (
+    COUNTED,
+    DAMAGE,
+    FIELDS,
+    Packets,
+    errors_named,
+    reason,
+)
 from hiera_video.system.errors import VideoError
 from hiera_video.system.members import member_of, open_bytes
 
@@ -154,7 +161,8 @@ class PyAVReader:
         if FIELDS in packets.remarks:
             stamps = list(self._stamps_of_frames())
             known = {stamp for stamp in stamps if stamp is not None}
-            if len(known) < len(stamps):  # none, or one that comes again: frames are counted
+            # None, or one that comes again, or of no use: frames are counted.
+            if len(known) < len(stamps) or COUNTED & set(packets.remarks):
                 return dataclasses.replace(packets, pts=[], counted=len(stamps))
             keyframes = [key for key in packets.keyframes if key[0] in known]
             return dataclasses.replace(packets, pts=sorted(known), keyframes=keyframes)
