@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -87,6 +89,25 @@ def test_a_rank_that_holds_up_the_others_is_named_once():
     assert not slow_ranks.note(figures(1, 1, 1, 1), 60)
     assert slow_ranks.note(figures(1, 1, 9, 1), 60), "anew"
     assert slow_ranks.note(figures(1, 4), 60), "of two ranks, too"
+
+
+@pytest.mark.trial
+def test_ranks_hear_a_request_to_stop_between_lines_of_the_log(tmp_path, finetune):
+    """From the launcher, to both; in a run that began and in one that goes on."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    more = finetune("run", "stages=[train]", "train.epochs=5000", "train.log_every=100000")
+    command = [*launch, "tools/run_net.py", "--cfg", FINETUNE, *more, "train.save_every=5000"]
+    latest = tmp_path / "run/checkpoints/latest"
+    steps = [0]
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        time.sleep(25)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        process.wait(timeout=60)
+        assert time.monotonic() - began < 25, "the launcher would kill after 30 s"
+        steps.append(int(latest.resolve().name.removeprefix("step_")))
+    assert 0 < steps[1] < steps[2] < 10000
 
 
 @pytest.mark.trial

@@ -141,10 +141,11 @@ class StopVote:
     wait no longer than half a minute.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, first_step: int):
+        """first_step: steps that were taken before this process began."""
         self._world = world
         self._since = time.monotonic()
-        self._last = 0  # step that they last asked each other in
+        self._last = first_step  # when they last asked each other
         self._next = 0
 
     def asked(self, step: int) -> bool:
@@ -155,7 +156,7 @@ class StopVote:
             return False
         elapsed = time.monotonic() - self._since
         votes = self._world.gather_all((bool(stop_requested()), elapsed))
-        a_step = max(seconds for _, seconds in votes) / max(step - self._last, 1)
+        a_step = max(seconds for _, seconds in votes) / (step - self._last)
         self._last = step
         self._next = step + max(int(ASK_S / a_step), 1)
         self._since = time.monotonic()

@@ -84,7 +84,7 @@ def train(
     skipped_steps = SkippedSteps()
     # Running statistics have seen what was not finite, skipped or not.
     most_skipped = 1 if has_running_statistics(run.task) else run.config.max_skipped
-    stop = StopVote(run.world)
+    stop = StopVote(run.world, first_step)
     batches = iter(batches)
     for step in range(first_step + 1, plan.steps + 1):
         batch = next_batch(batches, interval, bad_videos)
