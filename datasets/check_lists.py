@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.system.errors import UserError, run_command
-from hiera_video.system.files import exists
-from hiera_video.system.members import open_bytes, size_of
+from hiera_video.system.files import exists, local, size_of
+from hiera_video.system.members import open_bytes
 
 SHOWN = 5  # examples of each kind of problem
 
@@ -95,7 +95,7 @@ def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: 
 
 def _hash(path: str) -> str:
     digest = hashlib.sha256()
-    with open_bytes(path) as f:
+    with open_bytes(local(path)) as f:
         for part in iter(lambda: f.read(1 << 20), b""):
             digest.update(part)
     return digest.hexdigest()

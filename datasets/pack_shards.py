@@ -12,7 +12,8 @@ the list has one of it, and k.json, its path and labels. --shuffle lays the vide
 order, which such readers want; for ours it is of no matter.
 
 Tars are written whole or not at all, and those that are there already are kept: the same command
-goes on where it was stopped. Videos that are missing or cannot be read are named and left out.
+goes on where it was stopped. Videos that are missing are named and left out. A classes.txt beside
+the list comes along.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from tqdm import tqdm
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.data.tables import LABEL, PATH, SHARD, as_csv
 from hiera_video.system.errors import UserError, run_command
-from hiera_video.system.files import written_whole
+from hiera_video.system.files import write_text, written_whole
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -118,16 +119,18 @@ def header(name: str, size: int, mtime: int) -> tarfile.TarInfo:
 
 
 def is_there(file: Path, shard: list[Video]) -> bool:
-    """Whether an earlier process wrote the tar, of the same videos in the same state."""
+    """Whether an earlier process wrote the tar: the same videos, labels and paths."""
     if not file.exists():
         return False
     with open(file, "rb") as tar:
         for video in shard:
-            tar.seek(video.offset - BLOCK)
-            name, size = video.members()[0]
-            wanted = header(name, size, video.mtime).tobuf(tarfile.USTAR_FORMAT)
-            if tar.read(BLOCK) != wanted:
-                return False
+            place = video.offset - BLOCK
+            for (name, size), text in zip(video.members(), [None, *video.texts.values()]):
+                tar.seek(place)
+                wanted = header(name, size, video.mtime).tobuf(tarfile.USTAR_FORMAT)
+                if tar.read(BLOCK) != wanted or text not in (None, tar.read(size)):
+                    return False
+                place += BLOCK + padded(size)
     return True
 
 
@@ -158,8 +161,6 @@ def packed_row(videos: VideoList, row: int, place: tuple[str, int, int]) -> str:
     if videos.header is None:
         label = videos.label(row)
         cells = {PATH: videos.written(row), LABEL: str(label) if label >= 0 else ""}
-        if videos.classes and label >= 0:  # of class folders
-            cells[LABEL] = videos.classes[label]
     else:
         cells = dict(zip(videos.header, next(csv.reader([videos.line(row)]))))
     cells |= {name: str(value) for name, value in zip(SHARD, place)}
@@ -191,6 +192,11 @@ def pack(videos: VideoList, name: str, args: argparse.Namespace) -> None:
     with written_whole(args.output / f"{name}.csv") as temporary:
         text = "".join(f"{line}\n" for line in lines)
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+    names = Path(videos.source).parent / "classes.txt"
+    if videos.header is None and videos.classes:  # of class folders
+        write_text(args.output / "classes.txt", "".join(f"{c}\n" for c in videos.classes))
+    elif names.is_file():
+        write_text(args.output / "classes.txt", names.read_text(encoding="utf-8"))
     total = sum(video.size for video in found) / 2**20
     print(
         f"{len(found)} videos, {total:.1f} MiB, in {len(shards)} tars; "
@@ -214,8 +220,11 @@ def main() -> None:
     root = args.root or (args.list if args.list.is_dir() else args.list.absolute().parent)
     videos = read_videos(args.list.absolute(), root=root, key="list")
     name = args.list.stem if args.list.suffix else args.list.name
-    if args.output.exists() and root.exists() and args.output.samefile(root):
-        raise UserError(f"--output {args.output} is the folder of the list itself; give another")
+    theirs = args.list if args.list.is_dir() else args.list.absolute().parent
+    if args.output.exists() and any(args.output.samefile(folder) for folder in (root, theirs)):
+        raise UserError(
+            f"--output {args.output} is the folder of the list or of its videos; give another"
+        )
     pack(videos, name, args)
 
 

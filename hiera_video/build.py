@@ -340,6 +340,7 @@ def test_loader(
         views * clip_bytes(config),
         num_workers=config.data.num_workers,
         limit_gib=config.data.prefetch_gib,
+        cut=False,
     )
     return make_loader(dataset, batches, ahead=prefetch.ahead, **_loading(config, world))
 

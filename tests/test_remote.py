@@ -1,7 +1,7 @@
 """Remote files: from servers that stall, break off and refuse, to a folder of bounded size."""
 
 import contextlib
-import errno
+import hashlib
 import http.server
 import os
 import socket
@@ -21,7 +21,8 @@ from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.system import remote
 from hiera_video.system.errors import Unavailable, VideoError
-from hiera_video.system.remote import RemoteFiles, exists_remotely
+from hiera_video.system.members import member_of
+from hiera_video.system.remote import FolderError, RemoteFiles, exists_remotely
 
 BIG = bytes(range(256)) * (20 << 10)  # 5 MiB
 
@@ -52,6 +53,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return
         status = 200
         whole = len(data)
+        etag = hashlib.sha256(data).hexdigest()
         first = 0
         wanted = self.headers.get("Range")
         if wanted and self.state.knows_ranges:
@@ -62,6 +64,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{whole}")
+        self.send_header("ETag", etag)
         self.end_headers()
         if fault == "cut":
             self.wfile.write(data[: len(data) // 2])
@@ -182,19 +185,58 @@ def test_processes_that_want_the_same_file_fetch_it_once(server, files):
 
 
 def test_what_a_killed_process_left_is_fetched_anew(server, files):
-    final = files._file(f"{server.url}/big")
+    final = files._file(f"{server.url}/big", "")
     files.folder.mkdir()
     final.with_name(f".{final.name}").write_bytes(b"half of something")
     assert content(files.fetch(f"{server.url}/big")) == BIG
 
 
-def test_a_full_disk_is_no_fault_of_the_video(server, files, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_the_folder_is_no_fault_of_the_video(server, tmp_path):
+    """A disk that is full, also with what was fetched before gone, and a folder that cannot be."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", disk]
+    if subprocess.run(small, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        files = RemoteFiles(disk / "fetched")
+        (server.folder / "first").write_bytes(BIG)
+        files.limit = len(BIG)  # half of it is kept where the disk is full
+        files.fetch(f"{server.url}/first")
+        assert content(files.fetch(f"{server.url}/big")) == BIG, "the first one went"
+        (server.folder / "huge").write_bytes(BIG * 2)
+        with pytest.raises(FolderError, match=r"cannot keep .* in .*: No space left"):
+            files.fetch(f"{server.url}/huge")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    with pytest.raises(FolderError, match=r"data\.remote_cache"):
+        RemoteFiles("/proc/nowhere").fetch(f"{server.url}/big")
 
-    monkeypatch.setattr(remote, "_append", full)
-    with pytest.raises(ConnectionError, match=r"cannot keep .*/big in .*: No space left"):
-        files.fetch(f"{server.url}/big")
+
+def test_what_has_changed_is_fetched_again(server, files, tmp_path):
+    """Lists and weights each time they are asked for, tars once a process."""
+    url = f"{server.url}/list.csv"
+    for text in (b"first", b"another"):
+        (server.folder / "list.csv").write_bytes(text)
+        assert content(files.fetch(url, anew=True)) == text
+    for text in (b"x" * 600, b"y" * 700):
+        (server.folder / "a.tar").write_bytes(text)
+        place = member_of(files.fetch(f"{server.url}/a.tar#512+50"))
+        assert content(place.file) == text and place.offset == 512
+        remote._version_of_tar.cache_clear()  # as in another process
+
+
+def test_of_a_tar_that_does_not_fit_the_video_alone_is_fetched(server, tmp_path):
+    """Where all that is fetched is in use, a whole tar would only drive out another one."""
+    files = RemoteFiles(tmp_path / "fetched", limit_gib=6 / 1024)
+    (server.folder / "other").write_bytes(BIG[1:])
+    path = f"{server.url}/other#1000+70"
+    whole = files.fetch(f"{server.url}/big#100+50")
+    assert member_of(whole) is not None, "the first one fits"
+    files._measured = -1e9
+    alone = files.fetch(path)
+    assert member_of(alone) is None and content(alone) == BIG[1001:1071]
+    assert server.sent < len(BIG) + 1000
 
 
 def test_a_server_that_never_answers_hangs_nothing(server, shapes, tmp_path):
@@ -213,11 +255,16 @@ def test_a_server_that_never_answers_hangs_nothing(server, shapes, tmp_path):
     process.close()
 
 
-def test_a_server_that_is_away_stops_the_run_by_name(server, tmp_path, monkeypatch):
+def test_a_server_that_is_away_stops_the_run_by_name(server, shapes, tmp_path, monkeypatch):
+    """Also where others of its videos were fetched before."""
     monkeypatch.setattr("hiera_video.data.decode.source.PAUSES", (0.0, 0.01))
+    video = next((shapes / "train").rglob("*.mp4"))
+    (server.folder / "before.mp4").write_bytes(video.read_bytes())
     source = VideoSource(timeout_s=30, remote=RemoteFiles(tmp_path / "fetched"))
-    url = "http://127.0.0.1:9/a.mp4"  # where nobody listens
-    attempts = source.attempts(url)
+    source.open(f"{server.url}/before.mp4").close()
+    url = f"{server.url}/a.mp4"
+    server.close()
+    attempts = source.attempts(url, lambda: [f"{server.url}/before.mp4"])
     with pytest.raises(Unavailable, match=r"a\.mp4 cannot be read: .*refused"):
         while True:
             try:
@@ -235,7 +282,6 @@ def test_a_run_on_a_server_ends_as_one_on_files(server, shapes, tmp_path, tool):
     tool(*pack, "--shard-mib", "0.1")
     pack = ("datasets/pack_shards.py", shapes / "val.csv", "--output", server.folder / "tars")
     tool(*pack)
-    (server.folder / "tars/classes.txt").symlink_to(shapes / "classes.txt")
     lines = (shapes / "train.csv").read_text().splitlines()
     first, second = (line.rsplit(" ", 1)[0] for line in lines[:2])
     server.fail(f"/{first}", "cut")
@@ -249,7 +295,7 @@ def test_a_run_on_a_server_ends_as_one_on_files(server, shapes, tmp_path, tool):
     for name in ("http", "tars"):
         assert state(tmp_path / name) == state(tmp_path / "files")
         assert outcome(tmp_path / name) == outcome(tmp_path / "files")
-    assert server.asked["/tars/train_000001.tar"] <= 2, "its size, and all of it"
+    assert server.asked["/tars/train_000001.tar"] <= 6, "once, and its state once a process"
 
 
 def delayed(port, delay_s):

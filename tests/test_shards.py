@@ -29,7 +29,6 @@ def shards(shapes, tmp_path_factory, tool):
     for name in ("train", "val"):
         pack = ("datasets/pack_shards.py", shapes / f"{name}.csv", "--output", folder)
         tool(*pack, "--shard-mib", SMALL)
-    (folder / "classes.txt").write_text((shapes / "classes.txt").read_text())
     assert len(list(folder.glob("train_*.tar"))) > 1
     return folder
 
@@ -103,6 +102,29 @@ def test_a_tar_is_opened_once_a_process(shapes, shards, tmp_path):
     opened = [line for line in log.read_text().splitlines() if f'"{shards}/train_' in line]
     tars = len(list(shards.glob("train_*.tar")))
     assert tars <= len(opened) <= 2 * tars < 32
+
+
+def test_packing_minds_what_is_there(shapes, tmp_path, tool):
+    """Other labels make other tars; a list is not overwritten; class folders keep their numbers."""
+    pack = ("datasets/pack_shards.py", tmp_path / "list.csv", "--root", shapes)
+    names = [line.rsplit(" ", 1)[0] for line in (shapes / "val.csv").read_text().splitlines()[:2]]
+    for labels in ((3, 5), (4, 6)):
+        lines = [f"{name} {label}\n" for name, label in zip(names, labels)]
+        (tmp_path / "list.csv").write_text("".join(lines))
+        tool(*pack, "--output", tmp_path / "out")
+        with tarfile.open(tmp_path / "out/list_000000.tar") as tar:
+            said = [tar.extractfile(f"{k:09d}.cls").read() for k in range(2)]
+        assert said == [str(label).encode() for label in labels]
+    assert "give another" in tool(*pack, "--output", tmp_path, check=2).stderr
+    for name, source in zip(("10", "2"), names):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "a.mp4").write_bytes((shapes / source).read_bytes())
+    (tmp_path / "folders/empty").mkdir()
+    tool("datasets/pack_shards.py", tmp_path / "folders", "--output", tmp_path / "packed")
+    loose = read_videos(tmp_path / "folders")
+    packed = read_videos("folders.csv", root=tmp_path / "packed")
+    assert [packed.label(k) for k in range(2)] == [loose.label(k) for k in range(2)] == [0, 1]
+    assert (tmp_path / "packed/classes.txt").read_text() == "10\n2\nempty\n"
 
 
 def test_lists_are_checked_as_those_of_files(shapes, shards, tmp_path, tool):

@@ -31,8 +31,7 @@ from hiera_video.data.decode.packets import stamp
 from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.system.errors import UserError, VideoError
-from hiera_video.system.files import written_whole
-from hiera_video.system.members import file_of
+from hiera_video.system.files import exists, written_whole
 
 COLUMNS = ("path", "status", "frames", "fps", "width", "height", "reason")
 STATUS = {
@@ -123,7 +122,7 @@ class Checker:
     def __call__(self, row: int) -> Row:
         path = self._videos.path(row)
         result: Row = dict.fromkeys(COLUMNS, "") | {"path": self._videos.written(row), "frames": 0}
-        if not os.path.exists(file_of(path)):
+        if not exists(path):
             return result | {"status": "missing", "reason": "there is no such file"}
         state = (os.path.abspath(path), stamp(path))
         if state in self.known:

@@ -250,7 +250,11 @@ def read_lists(sources: Mapping[str, str], *, root: str) -> dict[str, VideoList]
     for key, source in sources.items():
         videos = read_videos(source, root=root, key=key)
         first = range(min(len(videos), LOOKED_UP))
-        if not any(exists(videos.path(i)) for i in first):
+        try:
+            found = any(exists(videos.path(i)) for i in first)
+        except OSError as e:  # of a remote path
+            raise UserError(f"{key}: {videos.path(0)}: {e}") from e
+        if not found:
             raise UserError(
                 f"{key}: none of the first videos of {videos.source} exists ({videos.path(0)}); "
                 "set data.root to the folder that the list's paths are relative to"

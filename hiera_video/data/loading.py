@@ -32,13 +32,22 @@ class Prefetch:
 
     @classmethod
     def make(
-        cls, samples: int, sample_bytes: int, *, num_workers: int, limit_gib: float
+        cls,
+        samples: int,
+        sample_bytes: int,
+        *,
+        num_workers: int,
+        limit_gib: float,
+        cut: bool = True,
     ) -> "Prefetch":
-        """For batches of so many samples. One sample a worker is the least, whatever the limit."""
+        """For batches of so many samples.
+
+        cut: whether they may be. One part a worker is the least, whatever the limit.
+        """
         if not num_workers:
             return cls(samples, 0, 0, sample_bytes)
         limit = int(limit_gib * 2**30 / sample_bytes / num_workers)  # samples of a worker
-        part = min(max(limit // AHEAD, 1), samples)
+        part = min(max(limit // AHEAD, 1), samples) if cut else samples
         return cls(part, min(max(limit // part, 1), AHEAD), num_workers, sample_bytes)
 
     @property

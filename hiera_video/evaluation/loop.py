@@ -20,7 +20,6 @@ from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.distributed import World, autocast
 from hiera_video.system.errors import GOES_ON, Interrupted, Unavailable
 from hiera_video.system.log import Progress
-from hiera_video.system.signals import stop_requested
 
 # (clips, a seed of each) -> tensors that begin with the clips
 Predict = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
@@ -77,12 +76,12 @@ def evaluate(
     """Runs `predict` on all views of this rank's `batches` and hands its outputs to `consumer`.
 
     progress: counts the videos of all ranks; closed at the end. Raises RunStopped if storage is
-    away, and Interrupted, on all ranks, where a signal made one of them leave early.
+    away, and Interrupted, on all ranks, where a signal made them leave early.
     """
     predict = forward.prepare(predict)
     asked = ""
     for batch in batches:
-        asked = stop_requested()
+        asked = world.stop_asked()
         if asked:
             break
         for row, reason in batch["bad"]:

@@ -91,6 +91,7 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
     say("data", f"{ms:.0f} ms a video, so {speed:.1f} videos/s with {workers} worker(s)")
 
     share = config.train.batch_size // ranks
+    free = free_gib(stage.world.device)  # before the allocator takes its part
     step = step_cost(stage, share)
     held = sum(t.numel() * t.element_size() for t in stage.task.state_dict().values()) / 2**30
     rest = 4 * held  # weights, their gradients, two moments
@@ -102,7 +103,7 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
         f"about {total_gib:.1f} GiB a rank: {step.gib:.1f} for {at_once} videos at once, "
         f"{rest:.1f} for the rest",
     )
-    compare(total_gib, free_gib(stage.world.device), place, "raise train.accumulate")
+    compare(total_gib, free, place, "raise train.accumulate")
     describe_loader(stage, ranks)
     data_s = share * sample_s / workers
     limit = "the model"

@@ -1,8 +1,8 @@
 """A run as a SLURM job: what submitit starts in every task.
 
 When the scheduler is about to take the machines (pre-emption, time limit), it signals every
-process. The training loop notes the signal, all ranks agree on it at a step's end, the state is
-saved, and rank 0 puts the job back into the queue. Started again, the same run goes on at its
+process. A run notes the signal, all ranks agree on it, what is done is saved, and rank 0 puts the
+job back into the queue. Started again, the same run goes on at its
 newest checkpoint. A job that is requeued without a warning does so, too.
 """
 
@@ -47,7 +47,7 @@ class Job:
             raise
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """The same job again: submitit's own way, for a signal while nothing is trained."""
+        """The same job again: submitit's own way, for a signal before a stage began."""
         return submitit.helpers.DelayedSubmission(self)
 
     def _requeue(self, why: Interrupted) -> None:

@@ -1,5 +1,6 @@
 """The stage "train": what a training run needs, taken up at its newest checkpoint."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -193,7 +194,9 @@ class TrainStage:
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
         lines.append(self.describe_learning_rate())
-        ready_gib = build.training_prefetch(config, self.world.size).bytes / 2**30
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        ready = build.training_prefetch(config, self.world.size).bytes * ranks_here
+        ready_gib = ready / 2**30
         free = shared_free_gib()
         if free is not None and ready_gib > free:
             lines.append(

@@ -4,6 +4,7 @@ A world of one takes the same path as many ranks and needs no process group.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hiera_video.system.errors import RunStopped, UserError
+from hiera_video.system.signals import stop_requested
 
 T = TypeVar("T")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -34,6 +36,29 @@ def lacks_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+class StopFlag:
+    """Raised by the rank that is asked to stop, seen by the others within a second or two."""
+
+    KEY = "hiera_video/stop"
+    LOOK_S = 1.0
+
+    def __init__(self, store: Any):
+        self._store = store
+        self._name = ""
+        self._looked = 0.0
+
+    def seen(self, own: str) -> str:
+        """own: the signal that this rank was sent; empty if none was."""
+        if not self._name and own:
+            self._store.set(self.KEY, own)
+            self._name = own
+        elif not self._name and time.monotonic() - self._looked > self.LOOK_S:
+            self._looked = time.monotonic()
+            if self._store.check([self.KEY]):
+                self._name = self._store.get(self.KEY).decode()
+        return self._name
+
+
 @dataclass(frozen=True)
 class World:
     """The ranks of a run, seen from one of them."""
@@ -44,10 +69,19 @@ class World:
     # For Python objects; unlike the group of a step's tensors it waits as long as it takes.
     process_group: Any = None
     step_group: Any = None
+    stop_flag: StopFlag | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def stop_asked(self) -> str:
+        """The signal by which some rank was asked to stop; empty if none was.
+
+        Ranks learn it soon, but not at the same moment.
+        """
+        own = stop_requested()
+        return own if self.stop_flag is None else self.stop_flag.seen(own)
 
     def wrap(self, module: nn.Module, parallel: str, units: Iterable[nn.Module]) -> nn.Module:
         """Returns `module`, on the device, for training: gradients are averaged over the ranks.
@@ -200,6 +234,8 @@ def join_world(
         # Ranks that die are noticed at once all the same, by their closed connections.
         objects = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         tensors = dist.new_group(backend=backend, timeout=timedelta(seconds=step_wait_s))
-        yield World(rank, size, place, objects, tensors)
+        # The store that they met in; torch has no public way to ask for it.
+        flag = StopFlag(dist.distributed_c10d._get_default_store())
+        yield World(rank, size, place, objects, tensors, flag)
     finally:
         dist.destroy_process_group()

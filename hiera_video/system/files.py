@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hiera_video.system.members import file_of
-from hiera_video.system.remote import RemoteFiles, exists_remotely, is_remote
+from hiera_video.system.members import file_of, member_of
+from hiera_video.system.remote import RemoteFiles, exists_remotely, is_remote, size_of_remote
 
 
 def join(root: str | Path, path: str | Path) -> str:
@@ -19,9 +19,18 @@ def join(root: str | Path, path: str | Path) -> str:
 def local(path: str | Path) -> str:
     """Where the file lies on this machine; a remote one is fetched first. Raises OSError.
 
-    For lists and weights; videos are fetched where they are decoded.
+    For lists and weights, which may change under their name; videos are fetched where they are
+    decoded.
     """
-    return RemoteFiles().fetch(str(path)) if is_remote(path) else str(path)
+    return RemoteFiles().fetch(str(path), anew=True) if is_remote(path) else str(path)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a video. Raises OSError."""
+    member = member_of(path)
+    if member is not None:
+        return member.length
+    return size_of_remote(path) if is_remote(path) else os.path.getsize(path)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ parallel file systems suffer from many small files; a process opens each tar onc
 import io
 import os
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 MOST_OPEN = 64  # tars of a process
@@ -35,12 +34,6 @@ def file_of(path: str) -> str:
     return path if member is None else member.file
 
 
-def size_of(path: str) -> int:
-    """Bytes of the video. Raises OSError."""
-    member = member_of(path)
-    return os.path.getsize(path) if member is None else member.length
-
-
 def ffmpeg_name(path: str) -> str:
     """For decoders that take a name alone."""
     member = member_of(path)
@@ -62,7 +55,7 @@ class MemberFile(io.RawIOBase):
     def __init__(self, member: Member):
         """Raises OSError."""
         self._member = member
-        self._tar = _opened(member.file)
+        self._tar = _OPEN.get(member.file)
         self._position = 0
 
     def readable(self) -> bool:
@@ -85,21 +78,45 @@ class MemberFile(io.RawIOBase):
         try:
             data = os.pread(self._tar.descriptor, size, self._member.offset + self._position)
         except OSError:
-            _opened.cache_clear()  # the next attempt opens the file anew
+            _OPEN.clear()  # the next attempt opens the file anew
             raise
         self._position += len(data)
         return data
+
+
+class _OpenTars:
+    """Descriptors of the tars that were read last, each opened once."""
+
+    def __init__(self) -> None:
+        self._tars: dict[str, _Tar] = {}
+
+    def get(self, file: str) -> "_Tar":
+        """Raises OSError."""
+        if file not in self._tars or self._tars[file].is_gone():
+            # Those that were removed since would keep their place on the disk.
+            self._tars = {name: tar for name, tar in self._tars.items() if not tar.is_gone()}
+            while len(self._tars) >= MOST_OPEN:
+                del self._tars[next(iter(self._tars))]
+            self._tars[file] = _Tar(file)
+        return self._tars[file]
+
+    def clear(self) -> None:
+        self._tars.clear()
 
 
 class _Tar:
     def __init__(self, file: str):
         self.descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
+    def is_gone(self) -> bool:
+        try:
+            return os.fstat(self.descriptor).st_nlink == 0
+        except OSError:
+            return True
+
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
 
-@lru_cache(maxsize=MOST_OPEN)
-def _opened(file: str) -> _Tar:
-    return _Tar(file)
+_OPEN = _OpenTars()

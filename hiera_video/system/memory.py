@@ -45,9 +45,21 @@ def host_free_gib() -> float | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         limits.append(int(available.split()[1]) / 2**20)
-    with contextlib.suppress(OSError, ValueError):  # "max": none
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
+    for group in _control_groups():
+        with contextlib.suppress(OSError, ValueError):  # "max": none
+            limit = int((group / "memory.max").read_text())
+            limits.append((limit - int((group / "memory.current").read_text())) / 2**30)
     return min(limits, default=None)
+
+
+def _control_groups() -> list[Path]:
+    """The process's own and those that it lies in (version 2)."""
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::/")
+        return [root / own, *(root / own).parents[: len(Path(own).parts)]]
+    return [root]
 
 
 def shared_free_gib() -> float | None:

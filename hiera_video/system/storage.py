@@ -4,11 +4,12 @@ import errno
 from urllib.error import HTTPError, URLError
 
 NAMES = (
-    "EIO ESTALE ETIMEDOUT ENOTCONN EREMOTEIO ENXIO ENODEV EHOSTDOWN EHOSTUNREACH ENETDOWN "
+    "EIO ESTALE EBUSY ETIMEDOUT ENOTCONN EREMOTEIO ENXIO ENODEV EHOSTDOWN EHOSTUNREACH ENETDOWN "
     "ENETUNREACH ECONNABORTED ECONNREFUSED ECONNRESET EPIPE"
 )
 AWAY = {getattr(errno, name) for name in NAMES.split() if hasattr(errno, name)}  # not all, on macOS
-ASK_LATER = {408, 425, 429}  # statuses of HTTP, besides those from 500 on
+# Statuses of HTTP, besides those from 500 on. Who may not read asks whether others can be read.
+ASK_LATER = {401, 403, 408, 425, 429}
 
 
 def is_away(error: BaseException) -> bool:

@@ -17,7 +17,6 @@ from hiera_video.system.distributed import World
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.memory import peak_gib
-from hiera_video.system.signals import stop_requested
 from hiera_video.training.plan import Plan
 from hiera_video.training.ranks import ForwardClock, RankFigures, SlowRanks, rank_name, spread
 
@@ -146,19 +145,21 @@ class StopVote:
         self._world = world
         self._since = time.monotonic()
         self._last = first_step  # when they last asked each other
-        self._next = 0
+        self._next = first_step
 
-    def asked(self, step: int) -> bool:
-        """On all ranks together, after every step."""
+    def asked(self, step: int, *, now: bool) -> bool:
+        """On all ranks together, after every step. now: whether they meet in any case."""
         if self._world.size == 1:
-            return bool(stop_requested())
-        if step < self._next:
+            return bool(self._world.stop_asked())
+        if step < self._next and not now:
             return False
         elapsed = time.monotonic() - self._since
-        votes = self._world.gather_all((bool(stop_requested()), elapsed))
-        a_step = max(seconds for _, seconds in votes) / (step - self._last)
+        votes = self._world.gather_all((bool(self._world.stop_asked()), elapsed))
+        taken = step - self._last
+        a_step = max(seconds for _, seconds in votes) / taken
         self._last = step
-        self._next = step + max(int(ASK_S / a_step), 1)
+        # Steps may become slower at any time.
+        self._next = step + max(min(int(ASK_S / a_step), 2 * taken), 1)
         self._since = time.monotonic()
         return any(asked for asked, _ in votes)
 

@@ -19,7 +19,6 @@ from hiera_video.data.dataset import Batch
 from hiera_video.system.distributed import World, autocast, has_running_statistics
 from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped, Unavailable
 from hiera_video.system.log import RunLog
-from hiera_video.system.signals import stop_requested
 from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps, StopVote
 from hiera_video.training.optim import Ema, clip_gradients, set_learning_rate
 from hiera_video.training.plan import Plan
@@ -98,8 +97,8 @@ def train(
         progress.advance()
 
         # All ranks agree on what was seen since the last line of the log.
-        interrupted = stop.asked(step)
         at_line = step % run.config.log_every == 0
+        interrupted = stop.asked(step, now=at_line)
         if at_line or interrupted or plan.saves_after(step) or plan.looks_after(step):
             settled = interval.settle(run.world, bad=bool(bad_videos.new))
             if settled.bad:
@@ -129,7 +128,7 @@ def train(
             hooks.save(step)
         if interrupted and (step < plan.steps or plan.looks_after(step)):
             raise Interrupted(
-                f"{stop_requested() or 'another rank'} asks to stop: the state of step "
+                f"{run.world.stop_asked() or 'another rank'} asks to stop: the state of step "
                 f"{step} of {plan.steps} is saved, and the same command goes on from there"
             )
     progress.close()

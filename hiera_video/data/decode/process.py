@@ -112,11 +112,17 @@ class DecodeProcess:
 
         Reads all of them. Raises Unavailable.
         """
-        return self._bytes_of(path, sys.maxsize)[1]
+        try:
+            return self._ask("read", str(path))
+        except DecodeFailure:
+            return f"its storage gave no answer in {self.timeout_s:g} s"
 
     def can_read(self, path: str | Path) -> bool:
-        """Whether the first bytes of the file come. Raises Unavailable."""
-        return self._bytes_of(path, PROGRESS_BYTES)[0]
+        """Whether the file's storage gives it. Raises Unavailable."""
+        try:
+            return self._ask("reach", str(path))
+        except DecodeFailure:
+            return False
 
     def stamp(self, path: str | Path) -> str:
         """Of the file's state; empty where the system does not tell. Raises Unavailable."""
@@ -124,13 +130,6 @@ class DecodeProcess:
             return self._ask("stamp", str(path))
         except DecodeFailure:
             return ""
-
-    def _bytes_of(self, path: str | Path, most: int) -> tuple[bool, str]:
-        """(whether they come, why storage does not give them)"""
-        try:
-            return self._ask("read", str(path), most)
-        except DecodeFailure:
-            return False, f"its storage gave no answer in {self.timeout_s:g} s"
 
     def close(self) -> None:
         if self._child is not None and self._owner == os.getpid():

@@ -14,8 +14,8 @@ from hiera_video.data.decode.packets import Manifest, stamp
 from hiera_video.data.decode.process import PROGRESS_BYTES, Part, receive, send
 from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import VideoError
-from hiera_video.system.members import open_bytes
-from hiera_video.system.remote import RemoteFiles, is_remote, register_handlers
+from hiera_video.system.members import file_of, open_bytes
+from hiera_video.system.remote import RemoteFiles, exists_remotely, is_remote, register_handlers
 from hiera_video.system.signals import ignore_stop_signals
 from hiera_video.system.storage import is_away
 
@@ -66,8 +66,11 @@ def serve(descriptor: int, parent: int) -> None:
                     with _at_hand(path, settings.remote) as file:
                         answer = inspect_video(file)
                 elif what == "read":
-                    path, most = arguments
-                    answer = _read_through(path, most, settings.remote)
+                    (path,) = arguments
+                    answer = _fault(path, settings.remote)
+                elif what == "reach":
+                    (path,) = arguments
+                    answer = _reached(path)
                 elif what == "stamp":
                     answer = stamp(*arguments)
             except (VideoError, IndexError) as e:
@@ -92,17 +95,29 @@ def _at_hand(path: str, remote: RemoteFiles) -> Iterator[str]:
         yield file
 
 
-def _read_through(path: str, most: int, remote: RemoteFiles) -> tuple[bool, str]:
-    """(whether up to `most` bytes of the file come, why storage does not give them)"""
+def _fault(path: str, remote: RemoteFiles) -> str:
+    """Why storage does not give the file's bytes; empty if it does, or the file is not there."""
     try:
         with contextlib.ExitStack() as stack:
             place = stack.enter_context(remote.held(path)) if is_remote(path) else path
             file = stack.enter_context(open_bytes(place))
-            while most > 0 and (part := file.read(min(most, PROGRESS_BYTES))):
-                most -= len(part)
+            while file.read(PROGRESS_BYTES):
+                pass
     except OSError as e:
-        return False, (e.strerror or str(e) or type(e).__name__) if is_away(e) else ""
-    return True, ""
+        return (e.strerror or str(e) or type(e).__name__) if is_away(e) else ""
+    return ""
+
+
+def _reached(path: str) -> bool:
+    """Whether storage gives the file. A remote one is asked for, whatever was fetched before."""
+    try:
+        if is_remote(path):
+            return exists_remotely(file_of(path))
+        with open_bytes(path) as file:
+            file.read(PROGRESS_BYTES)
+    except OSError:
+        return False
+    return True
 
 
 def _parts(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[Part]:
