@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -262,6 +263,8 @@ def _kill_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
+    # torch's handler would call it an error that a worker was killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
 
