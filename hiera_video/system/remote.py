@@ -31,7 +31,7 @@ from urllib.error import HTTPError
 
 from iopath.common.file_io import g_pathmgr
 
-from hiera_video.system.members import Member, member_of
+from hiera_video.system.members import Member, file_of, member_of
 from hiera_video.system.storage import is_away
 
 SILENT_S = 20.0  # that a server may send nothing
@@ -96,15 +96,18 @@ class RemoteFiles:
     @contextlib.contextmanager
     def held(self, path: str) -> Iterator[str]:
         """As `fetch`; the file stays inside the block."""
+        if _has_handler(path):  # it keeps its files itself
+            yield self.fetch(path)
+            return
         with contextlib.ExitStack() as stack:
             while True:
                 place = self.fetch(path)
-                member = member_of(place)
-                name = place if member is None else member.file
-                file = stack.enter_context(open(name, "rb"))
-                fcntl.flock(file, fcntl.LOCK_SH)
-                if _is_still(Path(name), file):  # else it went before it was held
-                    break
+                name = file_of(place)
+                with contextlib.suppress(FileNotFoundError):
+                    file = stack.enter_context(open(name, "rb"))
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                    if _is_still(Path(name), file):  # else it went before it was held
+                        break
             yield place
 
     def _fetched(self, path: str, member: Member | None = None, *, tag: str = "") -> Path:
@@ -142,7 +145,7 @@ class RemoteFiles:
                 if made_room:
                     raise
                 made_room = True  # once: the disk may hold less than the limit
-                self._remove_to(self.limit // 2, but=None)
+                self._remove_to(sum(size for _, size, _ in self._files()) // 2)
             except OSError as e:
                 if not is_away(e):
                     raise
@@ -182,7 +185,7 @@ class RemoteFiles:
                     files.append((status.st_atime, status.st_size, Path(entry.path)))
         return files
 
-    def _remove_to(self, most: int, but: Path | None) -> None:
+    def _remove_to(self, most: int, but: Path | None = None) -> None:
         """Removes what was used longest ago, until the rest is within that many bytes."""
         files = self._files()
         total = sum(size for _, size, _ in files)
