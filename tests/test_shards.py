@@ -87,6 +87,7 @@ for batch in build.train_batches(config, videos, steps=4, first_step=0, world=wo
 """
 
 
+@pytest.mark.trial
 def test_a_tar_is_opened_once_a_process(shapes, shards, tmp_path):
     """Two workers, 32 videos: as many opens as there are tars for each, and not as videos."""
     if shutil.which("strace") is None:
