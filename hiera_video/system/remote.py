@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
-from iopath.common.file_io import g_pathmgr
-
 from hiera_video.system.members import Member, file_of, member_of
 from hiera_video.system.storage import is_away
 
@@ -84,7 +82,7 @@ class RemoteFiles:
         file = path if member is None else member.file
         if _has_handler(file):
             with _named(path):
-                place = g_pathmgr.get_local_path(file)
+                place = _handlers().get_local_path(file)
             return place if member is None else str(member._replace(file=place))
         if member is None:
             return str(self._fetched(path, tag=version_of(path).tag if anew else ""))
@@ -217,7 +215,7 @@ def exists_remotely(path: str) -> bool:
     """Asks the store itself. Raises OSError where it cannot be told."""
     with _named(path):
         if _has_handler(path):
-            return g_pathmgr.exists(path)
+            return _handlers().exists(path)
         if not path.startswith(HTTP):
             return _fsspec(path).exists(path)
     try:
@@ -323,8 +321,15 @@ def _response(url: str, start: int, end: int | None) -> Any:
         raise OSError(errno.EINVAL, f"{url}: {e}") from e
 
 
+def _handlers() -> Any:
+    # Imported here: every decoding process would wait for it.
+    from iopath.common.file_io import g_pathmgr
+
+    return g_pathmgr
+
+
 def _has_handler(path: str) -> bool:
-    known = g_pathmgr._path_handlers  # it has no public way to ask
+    known = _handlers()._path_handlers  # it has no public way to ask
     return any(path.startswith(prefix) for prefix in known)
 
 
