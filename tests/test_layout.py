@@ -74,7 +74,7 @@ def test_outside_libraries_have_one_door():
     writing = {"pictures/timeline.py", "commands/visualize_mae.py"}
     assert users_of("av") == reading | writing
     assert users_of("omegaconf") == {"config/load.py"}
-    assert users_of("iopath") == {"system/remote.py"}
+    assert users_of("iopath") == {"system/stores.py"}
     assert users_of("pytorchvideo") == {"data/sampling.py", "models/baselines.py"}
 
 

@@ -19,10 +19,11 @@ from run_folders import outcome, state
 from hiera_video.data.decode.process import DecodeProcess
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
-from hiera_video.system import remote
+from hiera_video.system import remote, stores
 from hiera_video.system.errors import Unavailable, VideoError
 from hiera_video.system.members import member_of
-from hiera_video.system.remote import FolderError, RemoteFiles, exists_remotely
+from hiera_video.system.remote import FolderError, RemoteFiles
+from hiera_video.system.stores import exists_remotely
 
 BIG = bytes(range(256)) * (20 << 10)  # 5 MiB
 
@@ -118,7 +119,7 @@ def files(tmp_path):
 @pytest.fixture
 def no_pauses(monkeypatch):
     monkeypatch.setattr(remote, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(remote, "SILENT_S", 0.5)
+    monkeypatch.setattr(stores, "SILENT_S", 0.5)
 
 
 def content(place):
@@ -222,7 +223,7 @@ def test_what_has_changed_is_fetched_again(server, files, tmp_path):
         (server.folder / "a.tar").write_bytes(text)
         place = member_of(files.fetch(f"{server.url}/a.tar#512+50"))
         assert content(place.file) == text and place.offset == 512
-        remote._version_of_tar.cache_clear()  # as in another process
+        stores.version_of_tar.cache_clear()  # as in another process
 
 
 def test_of_a_tar_that_does_not_fit_the_video_alone_is_fetched(server, tmp_path):
@@ -245,6 +246,8 @@ def test_a_server_that_never_answers_hangs_nothing(server, shapes, tmp_path):
         (server.folder / name).write_bytes(video.read_bytes())
     server.fail("/slow.mp4", *["stall"] * 1000)
     process = DecodeProcess(timeout_s=1, remote=RemoteFiles(tmp_path / "fetched"))
+    with process.open(f"{server.url}/good.mp4", "auto") as opened:
+        assert len(opened.get([0, 1])) == 2
     began = time.monotonic()
     with pytest.raises(VideoError, match="took more than 1 s"):
         process.open(f"{server.url}/slow.mp4", "auto")

@@ -25,7 +25,7 @@ from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.token_dial import KEEP_BY
 from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
-from hiera_video.system.remote import is_remote
+from hiera_video.system.stores import is_remote
 
 DRAWN = ".drawn.mp4"  # end of a name
 # Arguments of `load`, whose messages begin with the one that is wrong.

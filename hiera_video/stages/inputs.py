@@ -13,7 +13,7 @@ from hiera_video.data.lists import (
 )
 from hiera_video.models.weights import weights_file
 from hiera_video.system.errors import UserError
-from hiera_video.system.remote import register_handlers
+from hiera_video.system.stores import register_handlers
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hiera_video.system.members import file_of, member_of
-from hiera_video.system.remote import RemoteFiles, exists_remotely, is_remote, size_of_remote
+from hiera_video.system.remote import RemoteFiles
+from hiera_video.system.stores import exists_remotely, is_remote, size_of_remote
 
 
 def join(root: str | Path, path: str | Path) -> str:

@@ -15,9 +15,10 @@ from hiera_video.data.decode.process import PROGRESS_BYTES, Part, receive, send
 from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import VideoError
 from hiera_video.system.members import file_of, open_bytes
-from hiera_video.system.remote import RemoteFiles, exists_remotely, is_remote, register_handlers
+from hiera_video.system.remote import RemoteFiles
 from hiera_video.system.signals import ignore_stop_signals
 from hiera_video.system.storage import is_away
+from hiera_video.system.stores import exists_remotely, is_remote, register_handlers
 
 PR_SET_PDEATHSIG = 1
 PART_BYTES = 16 << 20  # of frames that are sent at a time, or one frame
