@@ -274,17 +274,7 @@ def train_batches(
 
 
 def training_prefetch(config: Config, ranks: int) -> Prefetch:
-    return Prefetch.make(
-        config.train.batch_size // ranks,
-        config.train.repeats * clip_bytes(config),
-        num_workers=config.data.num_workers,
-        limit_gib=config.data.prefetch_gib,
-    )
-
-
-def clip_bytes(config: Config) -> int:
-    data = config.data
-    return 3 * data.num_frames * data.crop_size**2
+    return _prefetch(config, config.train.batch_size // ranks, config.train.repeats, cut=True)
 
 
 def training_set(config: Config, videos: VideoList) -> ClipDataset:
@@ -334,14 +324,7 @@ def test_loader(
     dataset = _eval_set(config, videos, sample, crops=crops, quarantine=quarantine)
     size = config.test.batch_size
     batches = test_batches(rows, batch_size=size, rank=world.rank, world=world.size)
-    views = (config.test.clips or 1) * crops
-    prefetch = Prefetch.make(
-        size,
-        views * clip_bytes(config),
-        num_workers=config.data.num_workers,
-        limit_gib=config.data.prefetch_gib,
-        cut=False,
-    )
+    prefetch = _prefetch(config, size, (config.test.clips or 1) * crops, cut=False)
     return make_loader(dataset, batches, ahead=prefetch.ahead, **_loading(config, world))
 
 
@@ -393,6 +376,17 @@ def _eval_set(
         source=video_source(config, quarantine=quarantine),
         seed=config.seed,
         shuffle_frames=config.data.shuffle_frames,
+    )
+
+
+def _prefetch(config: Config, samples: int, views: int, *, cut: bool) -> Prefetch:
+    data = config.data
+    return Prefetch.make(
+        samples,
+        views * 3 * data.num_frames * data.crop_size**2,
+        num_workers=data.num_workers,
+        limit_gib=data.prefetch_gib,
+        cut=cut,
     )
 
 
