@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import ROOT, Script
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
 
 # A run of a few seconds: overrides on top of tests/configs.
@@ -87,20 +87,14 @@ def clips() -> Path:
 def tool():
     """Runs `python tools/... ` from the repository root; returns the finished process.
 
-    Wrong input (check=2) is tried in this process, which spares the imports; test_bad_input.py has
-    it in one of its own.
+    The process is forked, and wrong input (check=2) is tried in this one: both spare the imports.
+    test_bad_input.py starts Python itself.
     """
 
     def run(*command: str, check: int | None = 0) -> subprocess.CompletedProcess:
         if check == 2:
             return refused(*map(str, command))
-        done = subprocess.run(
-            [sys.executable, *map(str, command)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
+        done = Script(*map(str, command)).wait(280)
         if check is not None:
             assert done.returncode == check, (
                 f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -1,5 +1,6 @@
 """Storage that stalls, breaks reads off, refuses locks: real faults, of a real file system."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, SHORT
 from faulty_disk import faulty_disk, seeded_faults
+from forked import Script
 from run_folders import rows, state
 
 from hiera_video.config import load_config
@@ -126,36 +128,63 @@ LONG_FORM = [
 ]
 
 
-@pytest.mark.parametrize("what, seed, workers, ranks", [*SHORT_FORM, *LONG_FORM])
-def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
-    """Data and run folder lie on it. The run ends with the results of an undisturbed one, or stops
-    with one line and does so when it is started again after the faults are gone.
-    """
-    disk = tmp_path / "disk"
-    (disk / "data").mkdir(parents=True)
+def files_of(shapes, folder):
+    """Lists and a few videos."""
+    folder.mkdir(parents=True)
     for split, count in (("train", 12), ("val", 6)):
         listed = (shapes / f"{split}.csv").read_text().splitlines()[:count]
         for number, line in enumerate(listed):
-            shutil.copy(shapes / line.rsplit(" ", 1)[0], disk / f"data/{split}_{number}.mp4")
+            shutil.copy(shapes / line.rsplit(" ", 1)[0], folder / f"{split}_{number}.mp4")
         lines = (f"{split}_{n}.mp4 {line.rsplit(' ', 1)[1]}\n" for n, line in enumerate(listed))
-        (disk / f"data/{split}.csv").write_text("".join(lines))
-    shutil.copy(shapes / "classes.txt", disk / "data/classes.txt")
+        (folder / f"{split}.csv").write_text("".join(lines))
+    shutil.copy(shapes / "classes.txt", folder / "classes.txt")
+
+
+def run_on(disk, name, what, *, workers, ranks):
+    """The work, all of it on the disk; how it ended."""
     cfg, *overrides = WORK[what]
+    overrides = [f"data.root={disk}/data", "init.weights=null", *SHORT, *overrides]
+    overrides += ["train.batch_size=4", "train.val_every=1", "train.save_every=1"]
+    overrides += [f"data.num_workers={workers}", "data.decode_timeout_s=3", "step_timeout_s=120"]
+    command = ["tools/run_net.py", "--cfg", cfg, *overrides, f"output={disk}/{name}"]
+    if ranks == 1:
+        return Script(*command).wait(400)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "tools/run_net.py", "--cfg", cfg]
-    command += [f"data.root={tmp_path}/mount/data", "init.weights=null", *SHORT, *overrides]
-    command += ["train.batch_size=4", "train.val_every=1", "train.save_every=1"]
-    command += [f"data.num_workers={workers}", "data.decode_timeout_s=3", "step_timeout_s=120"]
+    command = [sys.executable, *launcher, *command]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
-    def run(name):
-        whole = [*command, f"output={tmp_path}/mount/{name}"]
-        return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
-    with faulty_disk(disk, tmp_path / "mount", []) as change:
-        assert run("whole").returncode == 0
-        plan = seeded_faults(seed)
-        change(plan)
-        done = run("faulty")
+@pytest.fixture(scope="session")
+def undisturbed(shapes, tmp_path_factory):
+    """found(what, ranks): results on a disk without faults. No number of workers changes them."""
+
+    @functools.cache
+    def found(what, ranks):
+        disk = tmp_path_factory.mktemp("whole")
+        files_of(shapes, disk / "data")
+        done = run_on(disk, "run", what, workers=0, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return results(disk / "run")
+
+    return found
+
+
+@pytest.mark.parametrize("what, seed, workers, ranks", [*SHORT_FORM, *LONG_FORM])
+def test_a_run_on_a_faulty_disk(
+    shapes, tmp_path, undisturbed, record_property, what, seed, workers, ranks
+):
+    """Data and run folder lie on it. The run ends with the results of an undisturbed one, or stops
+    with one line and does so when it is started again after the faults are gone.
+    """
+    whole = undisturbed(what, ranks)
+    disk = tmp_path / "disk"
+    mount = tmp_path / "mount"
+    files_of(shapes, disk / "data")
+    plan = seeded_faults(seed)
+    record_property("faults", plan)
+    with faulty_disk(disk, mount, plan) as change:
+        done = run_on(mount, "run", what, workers=workers, ranks=ranks)
+        outcome = "ended"
         if done.returncode:
             last = done.stderr.strip().splitlines()
             stopped = [line for line in last if line.startswith(("stopped: ", "error: "))]
@@ -163,11 +192,13 @@ def test_a_run_on_a_faulty_disk(shapes, tmp_path, what, seed, workers, ranks):
             if ranks == 1:  # torchrun has words and a status of its own
                 assert "Traceback" not in done.stderr, (plan, done.stderr[-3000:])
                 assert done.returncode in (2, 3), (plan, done.returncode)
+            outcome = stopped[-1]
             change([])
-            again = run("faulty")
+            again = run_on(mount, "run", what, workers=workers, ranks=ranks)
             assert again.returncode == 0, (plan, done.stderr[-1000:], again.stderr[-3000:])
-    assert results(disk / "faulty") == results(disk / "whole"), plan
-    assert not (disk / "faulty/quarantine.csv").exists(), plan
+    record_property("outcome", outcome)
+    assert results(disk / "run") == whole, plan
+    assert not (disk / "run/quarantine.csv").exists(), plan
 
 
 def results(folder):

@@ -1,4 +1,4 @@
-"""Several ranks: real processes under torchrun, over gloo."""
+"""Several ranks: real processes, over gloo."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
+from forked import run_ranks
 from safetensors.torch import load_file
 
 from hiera_video.training.ranks import RankFigures, SlowRanks
@@ -29,17 +30,7 @@ PLAIN = [
 
 def ranks(count, *overrides, cfg=FINETUNE):
     """The main job on that many ranks."""
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={count}",
-    ]
-    command = [*launch, "tools/run_net.py", "--cfg", cfg, *overrides]
-    subprocess.run(
-        command, cwd=ROOT, check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    run_ranks(count, "tools/run_net.py", "--cfg", cfg, *overrides, timeout=200)
 
 
 def losses(folder):
@@ -166,15 +157,15 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
     """
     more = [
         "stages=[train,test]",
-        "train.epochs=10",
+        "train.epochs=6",
         "train.log_every=1",
-        "train.save_every=5",
+        "train.save_every=3",
         "train.ema=0.9",
     ]
     more += [
         "optim.lr=1e-4",
         "train.accumulate=2",
-        "train.val_every=5",
+        "train.val_every=3",
         "train.batch_size=12",
         "optim.layer_decay=0.8",
     ]
@@ -182,7 +173,7 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
         ranks(count, *finetune(name, *more, f"train.parallel={name}"))
     ddp = tmp_path / "ddp"
     fsdp = tmp_path / "fsdp"
-    assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 20
+    assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 12
     assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-3)
     for name, tensor in weights(ddp).items():
         torch.testing.assert_close(weights(fsdp)[name], tensor, rtol=0, atol=1e-3)

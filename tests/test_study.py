@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHORT, killed_when
+from conftest import FINETUNE, PRETRAIN, ROOT, killed_when
 
 from hiera_video.data.lists import VideoList
 from hiera_video.pictures.dots import dot_plot
@@ -53,12 +53,18 @@ def test_wrong_ways_are_refused():
 
 
 def command_of(output, shapes, *more):
-    small = [text for text in SHORT if not text.startswith(("train.epochs", "model."))]
+    """A study of the configs of the tests, with less of a model and of pretraining."""
+    small = f"data: {{root: {shapes}, num_workers: 0}}\n"
+    small += "model: {embed_dim: 16, stages: [1, 1, 1, 1]}\n"
+    pretrain = output.parent / "pretrain.yaml"
+    short = "train: {epochs: 2, repeats: 1, val_every: 0}\n"
+    pretrain.write_text(f"base: {ROOT / PRETRAIN}\n{small}{short}")
+    finetune = output.parent / "finetune.yaml"
+    finetune.write_text(f"base: {ROOT / FINETUNE}\n{small}test: {{clips: 1, crops: 1}}\n")
     return [
-        *("tools/study.py", "--pretrain", "tests/configs/pretrain.yaml"),
-        *("--finetune", "tests/configs/finetune.yaml", "--output", str(output), "--seeds", "1"),
-        *("--rates", "1e-3", "--steps", "2", "--equal-time", *more, f"data.root={shapes}"),
-        *("mae.probe_videos=8", "test.clips=1", "test.crops=1", *small),
+        *("tools/study.py", "--pretrain", str(pretrain), "--finetune", str(finetune)),
+        *("--output", str(output), "--seeds", "1", "--rates", "1e-3", "--steps", "2"),
+        *("--equal-time", *more, "train.log_every=2"),
     ]
 
 

@@ -307,7 +307,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("command", choices=("loader", "views"))
     add("videos", nargs="*", help="default: one that is made here")
-    add("--rounds", type=int, default=30)
+    add("--rounds", type=int, default=30, help="from 20 on, `views` times the test stage, too")
     add("--pairs", type=int, default=20, help="of decoding with and without an own process")
     add("--keyframes", type=int, default=250, help="interval in the video that is made")
     add("--step-ms", type=float, help="time of a model's step, to say how many workers it needs")

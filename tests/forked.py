@@ -1,0 +1,71 @@
+"""Scripts in processes of their own that are forked, not started: imports are there already.
+
+Python and torch take seconds to come up, and the tests run a hundred tools.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["hiera_video.stages.run"])
+
+
+class Script:
+    """`python script arguments` in the repository root, at work from here on."""
+
+    def __init__(self, script: str, *arguments: str, **environment: str):
+        self._command = [script, *arguments]
+        self._said = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._said.name) / name for name in ("out", "err")]
+        whole = {**os.environ, **environment}
+        self._process = FORKS.Process(target=_play, args=(self._command, whole, self._outputs))
+        self._process.start()
+
+    def wait(self, timeout: float) -> subprocess.CompletedProcess[str]:
+        """How it ended. Kills it after that many seconds: subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self._command, timeout)
+        out, err = (path.read_text() for path in self._outputs)
+        self._said.cleanup()
+        return subprocess.CompletedProcess(self._command, self._process.exitcode, out, err)
+
+
+def run_ranks(count: int, script: str, *arguments: str, timeout: float) -> None:
+    """The script on that many ranks, with the environment that a launcher gives them."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    common = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}
+    ranks = [
+        Script(script, *arguments, **{k: str(v) for k, v in environment.items()})
+        for environment in ({**common, "RANK": r, "LOCAL_RANK": r} for r in range(count))
+    ]
+    for rank in ranks:
+        rank.wait(timeout).check_returncode()
+
+
+def _play(command: Sequence[str], environment: dict[str, str], outputs: Sequence[Path]) -> None:
+    for descriptor, path in zip((1, 2), outputs):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = list(command)
+    named = environment.get("PYTHONPATH")
+    folder = str((ROOT / command[0]).parent)
+    sys.path[:0] = [folder, *(named.split(os.pathsep) if named else [])]
+    runpy.run_path(command[0], run_name="__main__")
