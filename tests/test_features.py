@@ -27,7 +27,7 @@ from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.evaluation import features
 from hiera_video.models import create_hiera, load_weights
 from hiera_video.stages.run import extract_features
-from hiera_video.system.errors import UserError
+from hiera_video.system.errors import RunStopped, UserError
 
 
 def write_long(folder, minutes):
@@ -295,6 +295,24 @@ def test_damaged_files_and_odd_names(shapes, tmp_path, weights):
     assert [f.read_bytes() for f in files] == before and "2 of 3 videos are done" in (
         tmp_path / "out/log.txt"
     ).read_text()
+
+
+def test_what_was_missing_is_made_by_the_same_command(shapes, tmp_path, weights):
+    """Too few is exit status 3 (RunStopped), and the next call tries them again."""
+    videos = sorted(shapes.rglob("*.mp4"))[:3]
+    for number, video in enumerate(videos):
+        shutil.copy(video, tmp_path / f"{number}.mp4")
+    (tmp_path / "list.csv").write_text("".join(f"{n}.mp4 0\n" for n in range(3)))
+    (tmp_path / "1.mp4").rename(tmp_path / "away")
+    run = (tmp_path, tmp_path / "out", weights, "features.min_coverage=0.9")
+    with pytest.raises(RunStopped, match=r"2 of 3 videos have features.*min_coverage=0\.9"):
+        extraction(*run)
+    before = {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("out/*.safetensors")}
+    assert len(before) == 2
+    (tmp_path / "away").rename(tmp_path / "1.mp4")
+    extraction(*run)
+    after = {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("out/*.safetensors")}
+    assert len(after) == 3 and before.items() <= after.items(), "what is there is not made again"
 
 
 def test_finished_features_of_other_weights_are_refused(shapes, tmp_path, weights):

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from hiera_video.data.dataset import ClipDataset, Key
+from hiera_video.data.decode import process as decode_process
 from hiera_video.data.decode.process import DecodeFailure, DecodeProcess
 from hiera_video.data.decode.quarantine import Quarantine
 from hiera_video.data.decode.readers import open_video
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.data.transforms import EvalCrops
-from hiera_video.system.errors import VideoError
+from hiera_video.system.errors import Unavailable, VideoError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +108,29 @@ def test_a_child_that_is_killed_between_two_requests(video):
         assert failure.value.kind == "killed"
     with process.open(video, "auto") as bounded:
         assert bounded.get([0]).shape[0] == 1
+    process.close()
+
+
+@pytest.mark.parametrize("failures", [2, 100])
+def test_a_child_that_does_not_start_is_started_again(video, tmp_path, monkeypatch, failures):
+    """A shared environment that fails to answer, say. It is nobody's bad video."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'hiera_video.data.decode.process_child' in ' '.join(sys.orig_argv):\n"
+        f"    with open({str(tmp_path / 'starts')!r}, 'a') as file:\n"
+        "        file.write('x')\n"
+        "        if file.tell() <= %d: os._exit(1)\n" % failures
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(decode_process, "START_PAUSES_S", (0, 0.1, 0.1))
+    process = DecodeProcess(timeout_s=60)
+    if failures > 2:
+        with pytest.raises(Unavailable, match="the decoding process does not start"):
+            process.open(video, "auto")
+    else:
+        with process.open(video, "auto") as bounded:
+            assert bounded.get([0]).shape[0] == 1
+    assert (tmp_path / "starts").read_text() == "xxx"
     process.close()
 
 
