@@ -41,6 +41,11 @@ class Script:
         return subprocess.CompletedProcess(self._command, self._process.exitcode, out, err)
 
 
+def run_forked(command: Sequence[object], timeout: float = 280) -> None:
+    """`[python, script, *arguments]`, but forked. Raises where its exit status is not 0."""
+    Script(*map(str, command[1:])).wait(timeout).check_returncode()
+
+
 def run_ranks(count: int, script: str, *arguments: str, timeout: float) -> None:
     """The script on that many ranks, with the environment that a launcher gives them."""
     with socket.socket() as found:

@@ -4,7 +4,6 @@ model with it.
 
 import csv
 import math
-import subprocess
 import sys
 from functools import partial
 
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FINETUNE, ROOT, start
+from conftest import FINETUNE, start
+from forked import run_forked
 from golden_weights import load
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize as torchvision_resize
@@ -183,10 +183,8 @@ def test_stage_maps_line_up_with_the_video(tmp_path):
         "model.num_classes=8",
         "model.embed_dim=16",
     ]
-    subprocess.run(
-        [*command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"],
-        cwd=ROOT,
-        check=True,
+    run_forked(
+        [*command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"]
     )
     files = [
         load_file(tmp_path / "out" / f"{k:06d}_{name}.safetensors")

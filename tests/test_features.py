@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FINETUNE, ROOT, killed_when
+from forked import Script, run_forked
 from run_folders import memory_of_group
 from safetensors.torch import load_file
 
@@ -88,11 +89,11 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
     whole = tmp_path / "whole"
     run = tmp_path / "run"
     more = ["features.stages=[4]"]
-    subprocess.run(extract(long_video, whole, weights, *more), cwd=ROOT, check=True)
+    run_forked(extract(long_video, whole, weights, *more))
     command = extract(long_video, run, weights, *more)
     killed_when(command, lambda: len(list(run.glob(".parts/000000/[0-9]*"))) >= 3)
     assert not (run / "manifest.csv").exists()
-    subprocess.run(command, cwd=ROOT, check=True)
+    run_forked(command)
     name = "000000_long.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes() and not (
         run / ".parts"
@@ -156,7 +157,7 @@ def test_features_of_two_hours(tmp_path, weights):
             sum(f.stat().st_size for f in tmp_path.glob("run/.parts/000000/[0-9]*")) > parts / 2
         ),
     )
-    subprocess.run(command, cwd=ROOT, check=True)
+    run_forked(command)
     name = "000000_long.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -167,7 +168,7 @@ def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
         ("mean", ["features.average=true"]),
         ("half", ["features.dtype=float16", "features.stages=[4]", "features.pool_maps=true"]),
     ):
-        subprocess.run(extract(long_video, tmp_path / name, weights, *more), cwd=ROOT, check=True)
+        run_forked(extract(long_video, tmp_path / name, weights, *more))
     plain, mean, half = (
         load_file(tmp_path / n / "000000_long.safetensors") for n in ("plain", "mean", "half")
     )
@@ -184,7 +185,7 @@ def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
         sorted((weights / "checkpoints").glob("step_*"))[0],
         "features.average=true",
     )
-    done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
+    done = Script(*other[1:]).wait(60)
     assert done.returncode == 2 and "test.weights" in done.stderr
 
 
@@ -199,13 +200,11 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
         "data.num_workers=0",
     ]
     common[common.index("--output") + 1] = str(tmp_path / "one")
-    subprocess.run(common, cwd=ROOT, check=True)
+    run_forked(common)
     common[common.index("--output") + 1] = str(tmp_path / "out")
     for k in (2, 0, 1):
         task = {"SLURM_ARRAY_TASK_ID": str(k), "SLURM_ARRAY_TASK_COUNT": "3"}
-        subprocess.run(
-            [*common, "--shard", "slurm"], cwd=ROOT, check=True, env={**os.environ, **task}
-        )
+        Script(*common[1:], "--shard", "slurm", **task).wait(280).check_returncode()
     assert (tmp_path / "out/manifest.csv").read_text() == (
         tmp_path / "one/manifest.csv"
     ).read_text()
@@ -230,7 +229,7 @@ def test_killed_when_all_parts_are_there(
     more = [f"features.average={str(average).lower()}", "data.num_workers=0"]
     command = extract(long_video, tmp_path / "run", weights, *more)
     whole = tmp_path / "whole/000000_long.safetensors"
-    subprocess.run(extract(long_video, tmp_path / "whole", weights, *more), cwd=ROOT, check=True)
+    run_forked(extract(long_video, tmp_path / "whole", weights, *more))
 
     def dies(*_, **__):
         raise KeyboardInterrupt
@@ -241,7 +240,7 @@ def test_killed_when_all_parts_are_there(
             m.setattr(sys, "argv", command[1:])
             extraction(long_video, tmp_path / "run", weights, *more)
     assert list((tmp_path / "run/.parts/000000").glob("[0-9]*"))
-    subprocess.run(command, cwd=ROOT, check=True)
+    run_forked(command)
     assert (tmp_path / "run/000000_long.safetensors").read_bytes() == whole.read_bytes()
     assert (
         not (tmp_path / "run/.parts").exists()

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
+from forked import run_forked
 from run_folders import launch, outcome, rows, state, wait_for_step
 from safetensors.torch import load_file
 
@@ -99,7 +100,7 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all
     )
     saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])
     assert 3 <= saved < 16
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    run_forked(command)
     assert [r["step"] for r in rows(tmp_path / "run")] == list(range(1, 17))
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
