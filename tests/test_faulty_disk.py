@@ -98,24 +98,22 @@ def test_one_file_that_stays_away_among_others_is_a_bad_one(disk, tmp_path):
 
 
 def test_a_long_file_may_take_as_long_as_it_comes(tmp_path):
-    """8 MB at little more than 1 MB a second, with a limit of 1 s for each decode."""
+    """It goes on, if slowly, with a limit of 1 s for each decode."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (24, 240, 320, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (72, 240, 320, 3), np.uint8)
     with av.open(folder / "long.mp4", "w") as file:
         stream = file.add_stream("libx264", rate=24, options={"qp": "0", "preset": "ultrafast"})
         stream.width, stream.height = 320, 240
         for frame in [*noise, None]:
             picture = None if frame is None else av.VideoFrame.from_ndarray(frame)
             file.mux(stream.encode(picture))
-    size = (folder / "long.mp4").stat().st_size
-    assert size > 3 << 20
     slow = {"on": "read", "match": "*.mp4", "times": None, "stall_s": 0.09}
     with faulty_disk(folder, tmp_path / "mount", [slow]):
         began = time.monotonic()
         source = VideoSource(timeout_s=1.0)
         with source.open(str(tmp_path / "mount/long.mp4")) as video:
-            assert video.info.num_frames == 24 and video.get([23]).shape == (1, 240, 320, 3)
+            assert video.info.num_frames == 72 and video.get([71]).shape == (1, 240, 320, 3)
         source.close()
         assert time.monotonic() - began > 2
 
