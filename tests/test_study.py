@@ -52,12 +52,12 @@ def test_wrong_ways_are_refused():
     assert run.name == "same_start_equal_time_0.25_0.001_2"
 
 
-def command_of(output, shapes, *more):
+def command_of(output, shapes, *more, epochs=2):
     """A study of the configs of the tests, with less of a model and of pretraining."""
     small = f"data: {{root: {shapes}, num_workers: 0}}\n"
     small += "model: {embed_dim: 16, stages: [1, 1, 1, 1]}\n"
     pretrain = output.parent / "pretrain.yaml"
-    short = "train: {epochs: 2, repeats: 1, val_every: 0}\n"
+    short = f"train: {{epochs: {epochs}, repeats: 1, val_every: 0}}\n"
     pretrain.write_text(f"base: {ROOT / PRETRAIN}\n{small}{short}")
     finetune = output.parent / "finetune.yaml"
     finetune.write_text(f"base: {ROOT / FINETUNE}\n{small}test: {{clips: 1, crops: 1}}\n")
@@ -103,7 +103,7 @@ def test_a_study_of_every_arm(shapes, tmp_path):
     output = tmp_path / "study"
     more = ["--baseline", str(baseline), "--rates", "1e-3", "3e-3", "--at", "4"]
     more = [*more, "--also", "half:mae.decoder_keep=0.5", "train.save_every=1"]
-    command = command_of(output, shapes, *more)
+    command = command_of(output, shapes, *more, epochs=6)
     killed_when([sys.executable, *command], (output / "study.json").exists)
     found = json.loads((output / "study.json").read_text())
     assert [row["arm"] for row in found["chosen"]] == ["pretrained"]
