@@ -33,17 +33,24 @@ class Script:
         """How it ended. Kills it after that many seconds: subprocess.TimeoutExpired."""
         self._process.join(timeout)
         if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+            self.kill()
             raise subprocess.TimeoutExpired(self._command, timeout)
         out, err = (path.read_text() for path in self._outputs)
         self._said.cleanup()
         return subprocess.CompletedProcess(self._command, self._process.exitcode, out, err)
 
+    def check(self, timeout: float) -> None:
+        done = self.wait(timeout)
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-2000:]}"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
 
 def run_forked(command: Sequence[object], timeout: float = 280) -> None:
     """`[python, script, *arguments]`, but forked. Raises where its exit status is not 0."""
-    Script(*map(str, command[1:])).wait(timeout).check_returncode()
+    Script(*map(str, command[1:])).check(timeout)
 
 
 def run_ranks(count: int, script: str, *arguments: str, timeout: float) -> None:
@@ -57,8 +64,12 @@ def run_ranks(count: int, script: str, *arguments: str, timeout: float) -> None:
         Script(script, *arguments, **{k: str(v) for k, v in environment.items()})
         for environment in ({**common, "RANK": r, "LOCAL_RANK": r} for r in range(count))
     ]
-    for rank in ranks:
-        rank.wait(timeout).check_returncode()
+    try:
+        for rank in ranks:
+            rank.check(timeout)
+    finally:  # the others wait for one that failed
+        for rank in ranks:
+            rank.kill()
 
 
 def _play(command: Sequence[str], environment: dict[str, str], outputs: Sequence[Path]) -> None:

@@ -204,7 +204,7 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
     common[common.index("--output") + 1] = str(tmp_path / "out")
     for k in (2, 0, 1):
         task = {"SLURM_ARRAY_TASK_ID": str(k), "SLURM_ARRAY_TASK_COUNT": "3"}
-        Script(*common[1:], "--shard", "slurm", **task).wait(280).check_returncode()
+        Script(*common[1:], "--shard", "slurm", **task).check(280)
     assert (tmp_path / "out/manifest.csv").read_text() == (
         tmp_path / "one/manifest.csv"
     ).read_text()

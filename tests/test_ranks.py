@@ -157,15 +157,15 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
     """
     more = [
         "stages=[train,test]",
-        "train.epochs=6",
+        "train.epochs=10",
         "train.log_every=1",
-        "train.save_every=3",
+        "train.save_every=5",
         "train.ema=0.9",
     ]
     more += [
         "optim.lr=1e-4",
         "train.accumulate=2",
-        "train.val_every=3",
+        "train.val_every=5",
         "train.batch_size=12",
         "optim.layer_decay=0.8",
     ]
@@ -173,7 +173,7 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
         ranks(count, *finetune(name, *more, f"train.parallel={name}"))
     ddp = tmp_path / "ddp"
     fsdp = tmp_path / "fsdp"
-    assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 12
+    assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 20
     assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-3)
     for name, tensor in weights(ddp).items():
         torch.testing.assert_close(weights(fsdp)[name], tensor, rtol=0, atol=1e-3)
