@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -94,7 +93,7 @@ def tool():
     def run(*command: str, check: int | None = 0) -> subprocess.CompletedProcess:
         if check == 2:
             return refused(*map(str, command))
-        done = Script(*map(str, command)).wait(280)
+        done = Script(*command).wait(280)
         if check is not None:
             assert done.returncode == check, (
                 f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
@@ -145,14 +144,12 @@ def finetune(shapes, tmp_path):
     return overrides
 
 
-def killed_when(command: list[str], there: Callable[[], bool], **environment: str) -> None:
-    """Starts the command in a group of its own and kills all of it as soon as `there()`."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, env={**os.environ, **environment}
-    )
+def killed_when(there: Callable[[], bool], *scripts: Script) -> None:
+    """Kills all of them, and what they have started, as soon as `there()`."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not there():
+    while all(s.at_work for s in scripts) and time.monotonic() < deadline and not there():
         time.sleep(0.002)
-    assert process.poll() is None, "it ended before it was killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ended = [s.wait(0) for s in scripts if not s.at_work]
+    for script in scripts:
+        script.kill()
+    assert not ended, f"it ended before it was killed: {ended}"

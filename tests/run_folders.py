@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from conftest import FINETUNE, ROOT
+from conftest import FINETUNE
+from forked import Script
 
 
 def state(folder):
@@ -37,15 +36,12 @@ def rows(folder, split="train"):
 
 
 def launch(*overrides, cfg=FINETUNE):
-    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *overrides]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Script("tools/run_net.py", "--cfg", cfg, *overrides)
 
 
 def wait_for_step(folder, step, process):
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.at_work:
         if (
             (folder / "metrics.jsonl").exists()
             and (found := rows(folder))
@@ -53,7 +49,7 @@ def wait_for_step(folder, step, process):
         ):
             return
         time.sleep(0.01)
-    raise AssertionError(f"it never came to step {step}: {process.communicate()}")
+    raise AssertionError(f"it never came to step {step}: {process.wait(1)}")
 
 
 def memory_of_group(group):

@@ -4,7 +4,6 @@ model with it.
 
 import csv
 import math
-import sys
 from functools import partial
 
 import av
@@ -163,20 +162,8 @@ def test_stage_maps_line_up_with_the_video(tmp_path):
     for name, video in (("grey", grey), ("square", square)):
         moving_shapes.write_video(tmp_path / f"{name}.mp4", video)
     (tmp_path / "list.csv").write_text("grey.mp4\nsquare.mp4\n")
-    command = [
-        sys.executable,
-        "tools/extract_features.py",
-        "--cfg",
-        FINETUNE,
-        "--videos",
-        str(tmp_path / "list.csv"),
-    ]
-    command += [
-        "--weights",
-        str(tmp_path / "weights.safetensors"),
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    command = ["tools/extract_features.py", "--cfg", FINETUNE, "--videos", tmp_path / "list.csv"]
+    command += ["--weights", tmp_path / "weights.safetensors", "--output", tmp_path / "out"]
     command += [
         f"data.root={tmp_path}",
         "data.classes=null",
@@ -184,7 +171,7 @@ def test_stage_maps_line_up_with_the_video(tmp_path):
         "model.embed_dim=16",
     ]
     run_forked(
-        [*command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"]
+        *command, "model.stages=[1,1,1,1]", "features.stages=[1,2,3,4]", "data.num_workers=0"
     )
     files = [
         load_file(tmp_path / "out" / f"{k:06d}_{name}.safetensors")

@@ -1,11 +1,10 @@
 """tools/check_videos.py on real files: what it says of each, and that nothing stops it."""
 
 import csv
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, killed_when
+from forked import Script
 
 # status, frames, width, height, as the clips' own description has them
 REAL = {
@@ -69,20 +68,22 @@ def test_bad_files(shapes, tmp_path, tool):
     assert "no list" in tool("tools/check_videos.py", tmp_path / "absent.csv", check=2).stderr
 
 
-def test_a_check_that_was_killed_goes_on(shapes, tmp_path):
+def test_a_check_that_was_killed_goes_on(shapes, tmp_path, tool):
     lines = (shapes / "train.csv").read_text().splitlines()
     file = tmp_path / "list.csv"
     file.write_text("".join(f"{line}\n" for line in [*lines, "gone.mp4 0", *lines]))
-    command = [sys.executable, "tools/check_videos.py", file, "--root", shapes, "--workers", "1"]
+    command = ["tools/check_videos.py", file, "--root", shapes, "--workers", "1"]
     partial = tmp_path / "list.manifest.csv.partial"
-    killed_when(command, lambda: partial.exists() and len(partial.read_bytes().splitlines()) > 20)
+    killed_when(
+        lambda: partial.exists() and len(partial.read_bytes().splitlines()) > 20, Script(*command)
+    )
     assert not (tmp_path / "list.clean.csv").exists(), "nothing passes for a result"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = tool(*command)
     assert "videos are ok as a check before found" in done.stdout
     rows = file.with_suffix(".manifest.csv").read_bytes()
     clean = file.with_suffix(".clean.csv").read_text().splitlines()
     assert clean == [*lines, *lines] and not partial.exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    again = tool(*command)
     assert "check before" not in again.stdout
     assert file.with_suffix(".manifest.csv").read_bytes() == rows
 

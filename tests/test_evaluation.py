@@ -3,13 +3,11 @@
 import csv
 import json
 import random
-import shlex
-import socket
-import sys
 
 import pytest
 import torch
 from conftest import FINETUNE, killed_when, start
+from forked import start_ranks
 from test_ranks import ranks
 
 from hiera_video.data.lists import VideoList
@@ -72,20 +70,9 @@ def parts_of(run):
 def kill_test(world, overrides, run, count):
     """Starts the test on `world` ranks and kills them all when `count` more videos are scored."""
     before = len(parts_of(run))
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        place = {
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(s.getsockname()[1]),
-            "OMP_NUM_THREADS": "1",
-        }
-    command = shlex.join(
-        [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *overrides, f"output={run}"]
-    )
-    if world > 1:
-        place["WORLD_SIZE"] = str(world)
-        command = f"for r in $(seq 0 {world - 1}); do RANK=$r LOCAL_RANK=$r {command} & done; wait"
-    killed_when(["bash", "-c", command], lambda: len(parts_of(run)) >= before + count, **place)
+    command = ["tools/run_net.py", "--cfg", FINETUNE, *overrides, f"output={run}"]
+    scripts = start_ranks(world, *command)
+    killed_when(lambda: len(parts_of(run)) >= before + count, *scripts)
     assert not (run / "test/metrics.json").exists()
 
 

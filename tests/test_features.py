@@ -56,14 +56,7 @@ def long_video(tmp_path_factory):
 
 
 def extract(folder, output, weights, *more):
-    command = [
-        sys.executable,
-        "tools/extract_features.py",
-        "--cfg",
-        FINETUNE,
-        "--weights",
-        str(weights),
-    ]
+    command = ["tools/extract_features.py", "--cfg", FINETUNE, "--weights", str(weights)]
     command += [
         "--videos",
         str(folder / "list.csv"),
@@ -89,11 +82,11 @@ def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights)
     whole = tmp_path / "whole"
     run = tmp_path / "run"
     more = ["features.stages=[4]"]
-    run_forked(extract(long_video, whole, weights, *more))
+    run_forked(*extract(long_video, whole, weights, *more))
     command = extract(long_video, run, weights, *more)
-    killed_when(command, lambda: len(list(run.glob(".parts/000000/[0-9]*"))) >= 3)
+    killed_when(lambda: len(list(run.glob(".parts/000000/[0-9]*"))) >= 3, Script(*command))
     assert not (run / "manifest.csv").exists()
-    run_forked(command)
+    run_forked(*command)
     name = "000000_long.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes() and not (
         run / ".parts"
@@ -141,7 +134,7 @@ def test_features_of_two_hours(tmp_path, weights):
     command = extract(folder, tmp_path / "whole", weights)
     began = time.monotonic()
     peak = 0
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
     while process.poll() is None:
         peak = max(peak, memory_of_group(process.pid))
         time.sleep(0.2)
@@ -152,12 +145,12 @@ def test_features_of_two_hours(tmp_path, weights):
     # of features alone: what the parts grow to
     parts = (tmp_path / "whole" / "000000_long.safetensors").stat().st_size
     killed_when(
-        command,
         lambda: (
             sum(f.stat().st_size for f in tmp_path.glob("run/.parts/000000/[0-9]*")) > parts / 2
         ),
+        Script(*command),
     )
-    run_forked(command)
+    run_forked(*command)
     name = "000000_long.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -168,7 +161,7 @@ def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
         ("mean", ["features.average=true"]),
         ("half", ["features.dtype=float16", "features.stages=[4]", "features.pool_maps=true"]),
     ):
-        run_forked(extract(long_video, tmp_path / name, weights, *more))
+        run_forked(*extract(long_video, tmp_path / name, weights, *more))
     plain, mean, half = (
         load_file(tmp_path / n / "000000_long.safetensors") for n in ("plain", "mean", "half")
     )
@@ -185,7 +178,7 @@ def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
         sorted((weights / "checkpoints").glob("step_*"))[0],
         "features.average=true",
     )
-    done = Script(*other[1:]).wait(60)
+    done = Script(*other).wait(60)
     assert done.returncode == 2 and "test.weights" in done.stderr
 
 
@@ -200,17 +193,17 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
         "data.num_workers=0",
     ]
     common[common.index("--output") + 1] = str(tmp_path / "one")
-    run_forked(common)
+    run_forked(*common)
     common[common.index("--output") + 1] = str(tmp_path / "out")
     for k in (2, 0, 1):
         task = {"SLURM_ARRAY_TASK_ID": str(k), "SLURM_ARRAY_TASK_COUNT": "3"}
-        Script(*common[1:], "--shard", "slurm", **task).check(280)
+        Script(*common, "--shard", "slurm", **task).check(280)
     assert (tmp_path / "out/manifest.csv").read_text() == (
         tmp_path / "one/manifest.csv"
     ).read_text()
     rows = list(csv.DictReader((tmp_path / "out/manifest.csv").open()))
     assert len(rows) == 10 and [r["status"] == "ok" for r in rows] == [True] * 9 + [False]
-    assert "shards of 3 are 0 to 2" in tool(*common[1:], "--shard", "3/3", check=2).stderr
+    assert "shards of 3 are 0 to 2" in tool(*common, "--shard", "3/3", check=2).stderr
     (tmp_path / "list.csv").write_text((shapes / "val.csv").read_text())
     # rows are known by their number, and all jobs must make the same of them
     for shard, more, said in (
@@ -218,7 +211,7 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
         ("1/2", [], "features of other rows of the list"),
         ("1/3", ["features.dtype=float16"], "these keys differ: features.dtype"),
     ):
-        assert said in tool(*common[1:], "--shard", shard, *more, check=2).stderr
+        assert said in tool(*common, "--shard", shard, *more, check=2).stderr
 
 
 @pytest.mark.parametrize(("average", "step"), [(False, "join"), (True, "average")])
@@ -229,7 +222,7 @@ def test_killed_when_all_parts_are_there(
     more = [f"features.average={str(average).lower()}", "data.num_workers=0"]
     command = extract(long_video, tmp_path / "run", weights, *more)
     whole = tmp_path / "whole/000000_long.safetensors"
-    run_forked(extract(long_video, tmp_path / "whole", weights, *more))
+    run_forked(*extract(long_video, tmp_path / "whole", weights, *more))
 
     def dies(*_, **__):
         raise KeyboardInterrupt
@@ -237,10 +230,10 @@ def test_killed_when_all_parts_are_there(
     for place, name in ((features, step), (features.shutil, "rmtree")):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(place, name, dies)
-            m.setattr(sys, "argv", command[1:])
+            m.setattr(sys, "argv", command)
             extraction(long_video, tmp_path / "run", weights, *more)
     assert list((tmp_path / "run/.parts/000000").glob("[0-9]*"))
-    run_forked(command)
+    run_forked(*command)
     assert (tmp_path / "run/000000_long.safetensors").read_bytes() == whole.read_bytes()
     assert (
         not (tmp_path / "run/.parts").exists()

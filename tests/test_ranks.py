@@ -133,17 +133,7 @@ def test_work_of_one_rank_may_take_longer_than_joining(tmp_path):
         "    time.sleep(4 * world.rank)\n"
         "    assert world.mean(torch.ones(1)).item() == 1\n"
     )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        program,
-    ]
-    subprocess.run(
-        launch, cwd=ROOT, check=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    run_ranks(2, program, timeout=100)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.trial)])

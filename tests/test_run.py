@@ -2,17 +2,12 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
-from forked import run_forked
+from conftest import FINETUNE, PRETRAIN, SHORT, killed_when, start
+from forked import Script, run_forked
 from safetensors.torch import load_file
 
 from hiera_video.config import load_config
@@ -198,20 +193,14 @@ def test_killed_run_ends_the_same(tmp_path, finetune, workers):
         f"data.num_workers={workers}",
         "model.drop_path_rate=0.2",
     ]
-    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("killed"), *more]
+    command = ["tools/run_net.py", "--cfg", FINETUNE, *finetune("killed"), *more]
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
     # checkpoints come every 2 of 12 steps; die at a step between them
-    while time.monotonic() < deadline:
-        done = steps(killed) if (killed / "metrics.jsonl").exists() else [0]
-        if done and done[-1] >= 5:
-            break
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    killed_when(
+        lambda: (killed / "metrics.jsonl").exists() and steps(killed)[-1:] >= [5], Script(*command)
+    )
     assert not (killed / "test/metrics.json").exists(), "it was to be killed before the end"
-    run_forked(command)
+    run_forked(*command)
     assert "continuing after step" in (killed / "log.txt").read_text()
     start(*finetune("whole"), *more, "data.num_workers=0")
     assert results(killed) == results(tmp_path / "whole")

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, start
+from conftest import ROOT, killed_when, start
+from forked import Script, run_forked
 from run_folders import outcome, state
 
 from hiera_video.data.decode.process import DecodeProcess
@@ -163,16 +162,12 @@ def test_webdataset_can_read_them(shapes, shards):
 
 
 def test_packing_goes_on_where_it_was_killed(shapes, shards, tmp_path):
-    command = [sys.executable, "datasets/pack_shards.py", shapes / "train.csv"]
+    command = ["datasets/pack_shards.py", shapes / "train.csv"]
     command += ["--output", tmp_path / "out", "--shard-mib", SMALL]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out/train_000001.tar")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_when((tmp_path / "out/train_000001.tar").exists, Script(*command))
     first = tmp_path / "out/train_000000.tar"
     stamp = first.stat().st_mtime_ns
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    run_forked(*command)
     assert first.stat().st_mtime_ns == stamp, "what was there stays"
     for file in shards.glob("train*"):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
-from forked import run_forked
+from forked import Script, run_forked
 from run_folders import launch, outcome, rows, state, wait_for_step
 from safetensors.torch import load_file
 
@@ -48,9 +48,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, finetune):
                     f.flush()
             except OSError:
                 pass
-        _, err = run.communicate(timeout=120)
-        assert run.returncode == 3, err
-        assert "cannot write the checkpoint of step" in err and "is the newest whole one" in err
+        done = run.wait(120)
+        assert done.returncode == 3, done.stderr
+        assert "cannot write the checkpoint of step" in done.stderr
+        assert "is the newest whole one" in done.stderr
         assert newest_whole(disk / "run/checkpoints", print) is not None
         assert not list((disk / "run/checkpoints").glob(".writing*"))
     finally:
@@ -62,14 +63,14 @@ def test_one_run_a_folder(tmp_path, finetune):
     first = launch(*finetune("run", *more))
     wait_for_step(tmp_path / "run", 1, first)
     second = launch(*finetune("run", *more))
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 2 and f"process {first.pid} on" in err and "a run is at work" in err
-    os.kill(first.pid, signal.SIGKILL)  # the lock is gone with it, whatever its workers do
-    first.wait()
+    refused = second.wait(60)
+    assert refused.returncode == 2 and "a run is at work" in refused.stderr
+    assert f"process {first.pid} on" in refused.stderr
+    first.send(signal.SIGKILL)  # the lock is gone with it, whatever its workers do
+    first.wait(60)
     third = launch(*finetune("run", *more))
     wait_for_step(tmp_path / "run", rows(tmp_path / "run")[-1]["step"] + 1, third)
     third.kill()
-    third.wait()
 
 
 @pytest.mark.parametrize(
@@ -88,19 +89,15 @@ def test_a_request_to_stop_saves_first(tmp_path, finetune, name, workers, to_all
         "stages=[train]",
     ]
     start(*finetune("whole", *more))
-    command = [sys.executable, "tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = launch(*finetune("run", *more))
     wait_for_step(tmp_path / "run", 3, process)
     (os.killpg if to_all else os.kill)(process.pid, getattr(signal, name))
-    _, err = process.communicate(timeout=60)
-    assert (
-        process.returncode == 3 and f"{name} asks to stop" in err and "same command goes on" in err
-    )
+    done = process.wait(60)
+    assert done.returncode == 3 and f"{name} asks to stop" in done.stderr
+    assert "same command goes on" in done.stderr
     saved = int((tmp_path / "run/checkpoints/latest").resolve().name[5:])
     assert 3 <= saved < 16
-    run_forked(command)
+    launch(*finetune("run", *more)).check(280)
     assert [r["step"] for r in rows(tmp_path / "run")] == list(range(1, 17))
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
@@ -124,12 +121,12 @@ def test_a_request_to_stop_is_heard_in_validation_and_testing(tmp_path, shapes, 
     def stopped_when(found):
         process = launch(*finetune("run", *more))
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None and not found():
+        while time.monotonic() < deadline and process.at_work and not found():
             time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 3 and "SIGTERM asks to stop" in err, err
-        return err
+        process.send(signal.SIGTERM)
+        done = process.wait(60)
+        assert done.returncode == 3 and "SIGTERM asks to stop" in done.stderr, done.stderr
+        return done.stderr
 
     first = rows(whole, "val")[0]["step"]
     err = stopped_when(lambda: (run / "metrics.jsonl").exists() and rows(run))
@@ -232,14 +229,12 @@ def test_ranks_stop_together(tmp_path, finetune):
 
 def killed(command, folder, moment, rng):
     """Starts the run and kills its whole group at the moment. Returns False if it ended before."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    process = Script(*command)
     deadline = time.monotonic() + 120
     checkpoints = folder / "checkpoints"
     delay = rng.uniform(2.5, 6)
     began = time.monotonic()
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.at_work and time.monotonic() < deadline:
         writing = any(p.is_dir() and not p.is_symlink() for p in checkpoints.glob(".writing_step*"))
         log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
         testing = "weights from" in log[log.rfind("run folder") :].replace("train:", "")
@@ -248,11 +243,10 @@ def killed(command, folder, moment, rng):
         ]:
             break
         time.sleep(0.0005)
-    if process.poll() is not None:
-        assert process.returncode == 0, process.stderr.read().decode()
+    if not process.at_work:
+        process.check(1)
         return False
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     return True
 
 
@@ -266,7 +260,7 @@ def kill_often(command, folder, moments, seed):
         if not killed(command, folder, moment, rng):
             break
         count[moment] += 1
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
+    run_forked(*command)
     return count
 
 
@@ -294,11 +288,9 @@ def test_killed_over_and_over(shapes, tmp_path, task, workers):
     moments = ["writing", "anywhere"] * 3 + (["testing"] * 3 if task == "finetune" else [])
     folder = tmp_path / "killed"
     whole = tmp_path / "whole"
-    command = [sys.executable, "tools/run_net.py", "--cfg", cfg, *common]
+    command = ["tools/run_net.py", "--cfg", cfg, *common]
     count = kill_often([*command, f"output={folder}"], folder, moments, seed=workers)
-    subprocess.run(
-        [*command, f"output={whole}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280
-    )
+    run_forked(*command, f"output={whole}")
     assert outcome(folder) == outcome(whole)
     assert [r["step"] for r in rows(folder)] == [r["step"] for r in rows(whole)], (
         "each step stands once"
@@ -308,24 +300,9 @@ def test_killed_over_and_over(shapes, tmp_path, task, workers):
 
 
 def test_ranks_that_never_come_are_an_error_and_not_a_run_of_one(tmp_path, finetune):
-    alone = {
-        **os.environ,
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29583",
-    }
-    command = [
-        sys.executable,
-        "tools/run_net.py",
-        "--cfg",
-        FINETUNE,
-        *finetune("run"),
-        "join_timeout_s=5",
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=120)
-    assert (
-        done.returncode == 2
-        and "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
-    )
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29583"}
+    command = ["tools/run_net.py", "--cfg", FINETUNE, *finetune("run"), "join_timeout_s=5"]
+    done = Script(*command, **alone).wait(120)
+    assert done.returncode == 2
+    assert "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

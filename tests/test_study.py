@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import FINETUNE, PRETRAIN, ROOT, killed_when
+from forked import Script
 
 from hiera_video.data.lists import VideoList
 from hiera_video.pictures.dots import dot_plot
@@ -104,7 +105,7 @@ def test_a_study_of_every_arm(shapes, tmp_path):
     more = ["--baseline", str(baseline), "--rates", "1e-3", "3e-3", "--at", "4"]
     more = [*more, "--also", "half:mae.decoder_keep=0.5", "train.save_every=1"]
     command = command_of(output, shapes, *more, epochs=6)
-    killed_when([sys.executable, *command], (output / "study.json").exists)
+    killed_when((output / "study.json").exists, Script(*command))
     found = json.loads((output / "study.json").read_text())
     assert [row["arm"] for row in found["chosen"]] == ["pretrained"]
     first = study(*command)
