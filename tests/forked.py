@@ -103,6 +103,7 @@ def run_ranks(count: int, script: object, *arguments: object, timeout: float) ->
 
 def _play(command: Sequence[str], environment: dict[str, str], outputs: Sequence[Path]) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # not that of FORKS
     for descriptor, path in zip((1, 2), outputs):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

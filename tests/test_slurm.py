@@ -135,10 +135,10 @@ def test_preempted_and_requeued(cluster, job, tmp_path):
         "--wrap",
         "sleep 3",
     )
+    run_ranks(2, "tools/run_net.py", "--cfg", FINETUNE, *job("whole"), timeout=120)
     assert int(complete(cluster, number, folder)["Restarts"]) >= 1
     log = (folder / "log.txt").read_text()
     assert "asks to stop" in log and "continuing after step" in log
-    run_ranks(2, "tools/run_net.py", "--cfg", FINETUNE, *job("whole"), timeout=120)
     weights = load_file(folder / "checkpoints/latest/model.safetensors")
     for name, tensor in load_file(tmp_path / "whole/checkpoints/latest/model.safetensors").items():
         assert torch.equal(weights[name], tensor), name
