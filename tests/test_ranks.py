@@ -38,7 +38,7 @@ def losses(folder):
     return [row["loss"] for row in rows if row["split"] == "train"]
 
 
-def weights(folder, step="latest"):
+def model_of(folder, step="latest"):
     return load_file(folder / f"checkpoints/{step}/model.safetensors")
 
 
@@ -49,6 +49,34 @@ def test_two_ranks_score_every_video_once(tmp_path, finetune):
     assert torch.equal(one["index"], two["index"])
     torch.testing.assert_close(one["scores"], two["scores"], rtol=0, atol=1e-5)
     assert len((tmp_path / "two/features/manifest.csv").read_text().splitlines()) == 10
+
+
+def test_ranks_test_the_same_weights(tmp_path, finetune, weights):
+    """Those that the first finds, though `latest` moves on before the other looks."""
+    run = shutil.copytree(weights, tmp_path / "trained", symlinks=True)
+    older, newer = sorted((run / "checkpoints").glob("step_*"))
+    start(*finetune("one", f"test.weights={newer}", "stages=[test]"))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, runpy, sys, time\n"
+        "from pathlib import Path\n"
+        "from hiera_video.stages import test\n"
+        "from hiera_video.training.checkpoint import point\n"
+        "look = test.weights_to_use\n"
+        "def move_on(config):\n"
+        "    time.sleep(3 * int(os.environ['RANK']))\n"
+        "    found = look(config)\n"
+        f"    point(Path({str(run / 'checkpoints')!r}), 'latest', {older.name!r})\n"
+        "    return found\n"
+        "test.weights_to_use = move_on\n"
+        "sys.path.insert(0, 'tools')\n"
+        "runpy.run_path('tools/run_net.py', run_name='__main__')\n"
+    )
+    more = finetune("two", f"test.weights={run}", "stages=[test]")
+    run_ranks(2, program, "--cfg", FINETUNE, *more, timeout=100)
+    assert (run / "checkpoints/latest").resolve() == older
+    one, two = (load_file(tmp_path / n / "test/scores.safetensors") for n in ("one", "two"))
+    torch.testing.assert_close(one["scores"], two["scores"], rtol=0, atol=1e-5)
 
 
 def test_two_ranks_train_as_one(tmp_path, finetune):
@@ -165,8 +193,8 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path, finetune, count):
     fsdp = tmp_path / "fsdp"
     assert losses(fsdp)[:8] == pytest.approx(losses(ddp)[:8], abs=1e-5) and len(losses(ddp)) >= 20
     assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-3)
-    for name, tensor in weights(ddp).items():
-        torch.testing.assert_close(weights(fsdp)[name], tensor, rtol=0, atol=1e-3)
+    for name, tensor in model_of(ddp).items():
+        torch.testing.assert_close(model_of(fsdp)[name], tensor, rtol=0, atol=1e-3)
     states = [
         torch.load(f / "checkpoints/latest/train_state.pt", weights_only=True) for f in (ddp, fsdp)
     ]

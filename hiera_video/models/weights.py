@@ -57,17 +57,15 @@ class LoadReport:
 def weights_file(path: str | Path) -> Path:
     """The weight file that `path` means. Raises ValueError.
 
-    That is the file itself, a step folder's, or the newest of a run folder.
+    That is the file itself, a step folder's, or the newest of a run folder: the one that `latest`
+    points to now, whatever it points to when the file is read.
     """
     try:
         path = Path(local(path))
     except OSError as e:
         raise ValueError(str(e)) from e
-    for candidate in (
-        path,
-        path / "model.safetensors",
-        path / "checkpoints" / "latest" / "model.safetensors",
-    ):
+    newest = (path / "checkpoints" / "latest").resolve()
+    for candidate in (path, path / "model.safetensors", newest / "model.safetensors"):
         if candidate.is_file():
             return candidate
     raise ValueError(
