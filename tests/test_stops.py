@@ -232,7 +232,7 @@ def killed(command, folder, moment, rng):
     process = Script(*command)
     deadline = time.monotonic() + 120
     checkpoints = folder / "checkpoints"
-    delay = rng.uniform(2.5, 6)
+    delay = rng.uniform(0.5, 4)
     began = time.monotonic()
     while process.at_work and time.monotonic() < deadline:
         writing = any(p.is_dir() and not p.is_symlink() for p in checkpoints.glob(".writing_step*"))
