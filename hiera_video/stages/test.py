@@ -100,7 +100,7 @@ class TestStage:
             return False
         metrics = json.loads(file.read_text())
         tested = json.loads((self.folder / "protocol.json").read_text())
-        if tested["weights"] != card["weights"]:
+        if tested["weights"]["sha256"] != card["weights"]["sha256"]:
             log.say("test: the weights are others than those that were tested; testing again")
         elif not self._suffices(metrics["videos"] / metrics["videos_expected"]):
             log.say(f"test: {len(metrics['missing'])} videos were missing; trying them again")
