@@ -12,11 +12,13 @@ demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
 test: .venv/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not trial and not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "gpu and not trial" tests/test_cuda.py
 
 trials: .venv/tested
 	$(BIN)/python -m pip install --quiet --editable ".[trials]"
-	$(BIN)/python -m pytest -m trial --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "trial and not gpu" --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "gpu and trial" --timeout 0 tests/test_cuda.py
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ them.
 import contextlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -33,6 +34,12 @@ PRETRAIN = "tests/configs/pretrain.yaml"
 
 # Files that take longest come first, so that no process ends up alone with one of them.
 LONGEST = {"test_slurm", "test_ranks", "test_study", "test_fast_paths", "test_faulty_disk"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are alike on every machine: only `pytest -m gpu` sees a GPU."""
+    if not re.search(r"(?<!not )gpu", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

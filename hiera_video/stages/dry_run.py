@@ -24,10 +24,16 @@ from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import to_device
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, join_world
+from hiera_video.system.distributed import World, device_name, join_world
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists
-from hiera_video.system.memory import free_gib, peak_gib, reset_peak, shared_free_gib
+from hiera_video.system.memory import (
+    free_gib,
+    gpu_limit,
+    peak_gib,
+    reset_peak,
+    shared_free_gib,
+)
 from hiera_video.training.loop import accumulate_gradients
 
 LOOKED_UP = 200  # files of a list that are looked for
@@ -56,7 +62,8 @@ def dry_run(config: Config, *, ranks: int) -> None:
         if "train" in config.stages:
             stage = TrainStage(config, world, inputs)
             describe_training(stage, ranks)
-            estimate_cost(stage, ranks)
+            with gpu_limit():
+                estimate_cost(stage, ranks)
         for key in ("data.test", "features.videos"):
             if key in inputs:
                 say(key, describe_list(inputs[key].videos))
@@ -152,7 +159,7 @@ def describe_device(world: World) -> str:
     if world.device.type == "cpu":
         return f"no GPU used, torch on {torch.get_num_threads()} threads"
     memory = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-    return f"{torch.cuda.get_device_name(world.device)} with {memory:.0f} GiB"
+    return f"{device_name(world.device)} with {memory:.0f} GiB"
 
 
 def describe_list(videos: VideoList) -> str:

@@ -17,7 +17,7 @@ from hiera_video.config import (
     to_yaml,
 )
 from hiera_video.stages.inputs import Input
-from hiera_video.system.distributed import World
+from hiera_video.system.distributed import World, device_name
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import write_json, written_whole
 from hiera_video.system.lock import FolderLock
@@ -133,6 +133,7 @@ def run_card(config: Config, world: World, inputs: Inputs) -> dict[str, Any]:
         "seed": config.seed,
         "world_size": world.size,
         "device": world.device.type,
+        "device_name": device_name(world.device),
     }
 
 

@@ -19,6 +19,7 @@ from hiera_video.stages.train import TrainStage
 from hiera_video.system.distributed import World, join_world, lacks_bfloat16
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
+from hiera_video.system.memory import gpu_limit
 from hiera_video.system.signals import StopSignals
 
 
@@ -46,7 +47,7 @@ def run(config: Config) -> None:
                             f"WARNING: {key}.precision=bfloat16, which this GPU only emulates: "
                             "float32 may be faster"
                         )
-            with StopSignals():
+            with StopSignals(), gpu_limit():
                 for stage in stages:
                     stage.run(log)
                     world.barrier()
@@ -89,7 +90,7 @@ def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
         for note in notes:
             log.say(note)
         try:
-            with StopSignals():
+            with StopSignals(), gpu_limit():
                 stage.run(log)
             world.barrier()
         finally:

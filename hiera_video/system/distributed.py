@@ -4,6 +4,7 @@ A world of one takes the same path as many ranks and needs no process group.
 """
 
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which a model runs at `precision`, float32 or bfloat16."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
@@ -216,6 +221,12 @@ def join_world(
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
+        found = torch.cuda.device_count()
+        if local_rank >= found:
+            raise UserError(
+                f"rank {rank} is the {local_rank + 1}th on this machine, but torch sees {found} "
+                "GPU(s) here: start one rank a GPU, or set device=cpu"
+            )
         torch.cuda.set_device(place)
     if size == 1:
         yield World(0, 1, place)

@@ -5,9 +5,13 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from hiera_video.system.errors import RunStopped
 
 
 def peak_gib(device: torch.device) -> float:
@@ -36,6 +40,19 @@ def free_gib(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
     return host_free_gib()
+
+
+@contextmanager
+def gpu_limit() -> Iterator[None]:
+    """A GPU whose memory does not suffice raises RunStopped, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        tried = str(e).removeprefix("CUDA out of memory. ").split(". ")
+        raise RunStopped(
+            f"the GPU is out of memory: {'. '.join(tried[:2])}; raise train.accumulate or set "
+            "train.recompute_stages, lower test.batch_size; the same command goes on"
+        ) from e
 
 
 def host_free_gib() -> float | None:

@@ -6,10 +6,10 @@
 
 Contenders take turns, A B C A B C ..., so that a machine whose speed drifts treats them alike;
 ratios are of minimum and of median times. GFLOP/s count two operations a multiply-accumulate; the
-share is of the matrix-product rate measured in the same run. Memory of a step on the CPU is the
-resident set above its value before, one fresh process each (Linux). Without `hiera-transformer`
-(extra `test`) there are no official rows. `pretrain` also measures a decoder on a part of the
-hidden patches (mae.decoder_keep), `finetune` an encoder on a part of the mask units
+share is of the matrix-product rate measured in the same run. Memory is that of a step above what
+was held before: of the GPU's allocator, or the resident set of a fresh process (Linux). Without
+`hiera-transformer` (extra `test`) there are no official rows. `pretrain` also measures a decoder on
+a part of the hidden patches (mae.decoder_keep), `finetune` an encoder on a part of the mask units
 (classify.keep_units).
 """
 
@@ -165,8 +165,8 @@ def take_turns(
 
 
 def peak_memory_mib(args: argparse.Namespace, what: str, dtype: str, share: float) -> float | None:
-    """Peak of one step above the value before it, in a fresh process; None on a GPU."""
-    if args.device == "cuda" or not sys.platform.startswith("linux"):
+    """Of one step in a fresh process; None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
         return None
     command = [sys.executable, str(SCRIPT), args.command]
     command += ["--size", args.size, "--batch", str(args.batch)]
@@ -179,10 +179,17 @@ def print_memory(args: argparse.Namespace) -> None:
     """The child of `peak_memory_mib`: prints one number, MiB."""
     model = build(args.command, args.memory_of, args.size)
     clip = torch.randn(args.batch, *CLIP)
+    step = partial(STEPS[args.command], model, clip, DTYPES[args.dtype[0]], args.share)
+    print(step_memory_mib(model, step, CPU))
+
+
+def step_memory_mib(model: nn.Module, step: Callable[[], None], device: torch.device) -> float:
+    """Peak of a step above the value before it, at which there are no gradients."""
+    model.zero_grad(set_to_none=True)
     gc.collect()
-    before = reset_peak(CPU)
-    STEPS[args.command](model, clip, DTYPES[args.dtype[0]], args.share)
-    print((peak_gib(CPU) - before) * 1024)
+    before = reset_peak(device)
+    step()
+    return (peak_gib(device) - before) * 1024
 
 
 def build(command: str, what: str, size: str) -> nn.Module:
@@ -259,8 +266,9 @@ def measure(
     clip = torch.randn(args.batch, *CLIP, device=args.device)
     contenders: dict[str, Callable[[], None]] = {}
     model_of: dict[str, tuple[str, float]] = {}
+    modules: dict[str, nn.Module] = {}
     for what in models:
-        model = build(args.command, what, args.size).to(args.device)
+        model = modules[what] = build(args.command, what, args.size).to(args.device)
         for share in SHARES[args.command] if what == "ours" else (1.0,):
             name = what if share == 1 else f"{what}, {SHARE_OF[args.command]} {share:g}"
             step = STEPS[args.command]
@@ -294,7 +302,12 @@ def measure(
             row["speedup_best"] = min(times[reference]) / best
             row["speedup_median"] = statistics.median(times[reference]) / middle
         if args.memory and what in ("ours", "official") and "compiled" not in name:
-            row["memory_mib"] = peak_memory_mib(args, what, dtype, share)
+            if args.device == "cuda":
+                row["memory_mib"] = step_memory_mib(
+                    modules[what], contenders[name], torch.device("cuda")
+                )
+            else:
+                row["memory_mib"] = peak_memory_mib(args, what, dtype, share)
         rows.append(row)
     if args.profile:
         print(f"ours, {dtype}:")
