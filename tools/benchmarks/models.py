@@ -154,13 +154,18 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 def take_turns(
     contenders: dict[str, Callable[[], None]], *, rounds: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of every round, after one warm-up each."""
-    for work in contenders.values():
-        timed(work, device)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    """Seconds of every round, after two warm-ups each. What a GPU has no room for is left out."""
+    times: dict[str, list[float]] = {}
+    for name, work in contenders.items():
+        try:
+            for _ in range(2):
+                timed(work, device)
+            times[name] = []
+        except torch.OutOfMemoryError:
+            print(f"{name}: out of memory")
     for _ in range(rounds):
-        for name, work in contenders.items():
-            times[name].append(timed(work, device))
+        for name in times:
+            times[name].append(timed(contenders[name], device))
     return times
 
 
@@ -282,7 +287,8 @@ def measure(
                 model_of[f"{name}, compiled"] = (what, share)
     times = take_turns(contenders, rounds=args.rounds, device=args.device)
     rows = []
-    for name, (what, share) in model_of.items():
+    for name in times:
+        what, share = model_of[name]
         best = min(times[name])
         middle = statistics.median(times[name])
         # The official model is the same one.
@@ -297,8 +303,9 @@ def measure(
             "gflops": flops / 1e9,
             "share_of_matmul": flops / rate,
         }
-        row["beside_ours"] = min(times["ours"]) / best
-        if reference:
+        if "ours" in times:
+            row["beside_ours"] = min(times["ours"]) / best
+        if reference in times:
             row["speedup_best"] = min(times[reference]) / best
             row["speedup_median"] = statistics.median(times[reference]) / middle
         if args.memory and what in ("ours", "official") and "compiled" not in name:
