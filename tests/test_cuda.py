@@ -22,7 +22,7 @@ from hiera_video.models import create_hiera, create_hiera_mae
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World
+from hiera_video.system.distributed import World, join_world
 from hiera_video.system.log import RunLog
 from hiera_video.training.loop import take_step
 from hiera_video.training.ranks import ForwardClock
@@ -72,6 +72,17 @@ def test_windows_beyond_a_grid_train():
         model(clips(1).cuda().expand(TOO_MANY, -1, -1, -1, -1)).sum().backward()
 
 
+def test_float32_is_float32():
+    """A run's convolutions, too, which PyTorch leaves to tf32."""
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        with join_world("cuda"):
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def step_of(model, device, precision):
     """The loss, and all gradients in one vector, on the host."""
     model = copy.deepcopy(model).to(device)
@@ -90,7 +101,8 @@ def step_of(model, device, precision):
 @pytest.mark.parametrize("make", [classifier, autoencoder])
 def test_losses_and_gradients_are_those_of_the_cpu(make, precision, tolerance):
     model = make()
-    loss, gradients = step_of(model, "cuda", precision)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        loss, gradients = step_of(model, "cuda", precision)
     exact_loss, exact = step_of(model, "cpu", "float32")
     assert loss.item() == pytest.approx(exact_loss.item(), rel=tolerance)
     off = (gradients - exact).norm() / exact.norm()

@@ -228,6 +228,8 @@ def join_world(
                 "GPU(s) here: start one rank a GPU, or set device=cpu"
             )
         torch.cuda.set_device(place)
+        # float32 is float32: the patch embedding is the only convolution, and no slower without.
+        torch.backends.cudnn.allow_tf32 = False
     if size == 1:
         yield World(0, 1, place)
         return

@@ -47,10 +47,13 @@ def gpu_limit() -> Iterator[None]:
     """A GPU whose memory does not suffice raises RunStopped, in one line."""
     try:
         yield
-    except torch.OutOfMemoryError as e:
-        tried = str(e).removeprefix("CUDA out of memory. ").split(". ")
+    except RuntimeError as e:
+        is_out = isinstance(e, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(e)  # of cuBLAS
+        if not is_out:
+            raise
+        first = str(e).splitlines()[0].removeprefix("CUDA out of memory. ").split(". ")
         raise RunStopped(
-            f"the GPU is out of memory: {'. '.join(tried[:2])}; raise train.accumulate or set "
+            f"the GPU is out of memory: {'. '.join(first[:2])}; raise train.accumulate or set "
             "train.recompute_stages, lower test.batch_size; the same command goes on"
         ) from e
 
