@@ -1,5 +1,6 @@
 # make demo     the whole path on MovingShapes, some minutes on two cores
-# make test     the test suite (at most 10 minutes on two cores), in two processes of one thread each
+# make test     the test suite (at most 10 minutes on two cores), in two processes of one thread each;
+#               then tests/test_cuda.py, where there is a GPU
 # make trials   the long figures
 # make lint     style and types
 # make docs     the pages that are made from the code
@@ -13,7 +14,7 @@ demo: .venv/installed
 
 test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not trial and not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "gpu and not trial" tests/test_cuda.py
+	$(BIN)/python -m pytest -m "gpu and not trial" tests/test_cuda.py $(PYTEST_ARGS)
 
 trials: .venv/tested
 	$(BIN)/python -m pip install --quiet --editable ".[trials]"

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import math
 from contextlib import closing
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FINETUNE, PRETRAIN, ROOT, SHORT
+from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, killed_when
 from forked import Script, start_ranks
 from golden_weights import draw_weights
 from safetensors.torch import load_file
@@ -22,14 +23,14 @@ from hiera_video.models import create_hiera, create_hiera_mae
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, join_world
+from hiera_video.system.distributed import World, exact_float32
 from hiera_video.system.log import RunLog
 from hiera_video.training.loop import take_step
 from hiera_video.training.ranks import ForwardClock
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu"),
 ]
 VIDEO = dict(input_size=(8, 64, 96), embed_dim=24, num_heads=1, stages=(1, 2, 2, 1))
 DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)
@@ -72,17 +73,6 @@ def test_windows_beyond_a_grid_train():
         model(clips(1).cuda().expand(TOO_MANY, -1, -1, -1, -1)).sum().backward()
 
 
-def test_float32_is_float32():
-    """A run's convolutions, too, which PyTorch leaves to tf32."""
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        with join_world("cuda"):
-            assert not torch.backends.cudnn.allow_tf32
-            assert not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 def step_of(model, device, precision):
     """The loss, and all gradients in one vector, on the host."""
     model = copy.deepcopy(model).to(device)
@@ -101,7 +91,7 @@ def step_of(model, device, precision):
 @pytest.mark.parametrize("make", [classifier, autoencoder])
 def test_losses_and_gradients_are_those_of_the_cpu(make, precision, tolerance):
     model = make()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with exact_float32(torch.device("cuda")):
         loss, gradients = step_of(model, "cuda", precision)
     exact_loss, exact = step_of(model, "cpu", "float32")
     assert loss.item() == pytest.approx(exact_loss.item(), rel=tolerance)
@@ -176,8 +166,8 @@ def test_the_whole_path(trained):
     for run in ("mae", "run"):
         card = json.loads((trained / run / "run.json").read_text())
         assert card["device_name"] == torch.cuda.get_device_name()
-        losses = [row["loss"] for row in rows(trained / run, "train")]
-        assert losses == pytest.approx(losses) and len(losses) == 2  # no NaN
+        found = losses(trained / run).values()
+        assert len(found) == 2 and all(map(math.isfinite, found))
         assert rows(trained / run, "train")[-1]["memory_gib"] > 0
     assert rows(trained / "mae", "probe") and (trained / "run/test/metrics.json").exists()
 
@@ -203,55 +193,60 @@ def test_a_video_on_either(trained, shapes):
         torch.testing.assert_close(features.cpu(), found[0][1].cpu(), rtol=1e-3, atol=1e-3)
 
 
-def test_killed_and_started_again(trained, shapes, tmp_path):
-    """The steps after it are those of a run that was left alone, to the rounding of a GPU."""
+def cut_off(shapes, folder, *more):
+    """A run of 8 steps that was killed after one of the first. Returns its command."""
     common = (f"data.root={shapes}", *SHORT, "init.weights=none", "train.log_every=1")
-    run = ("tools/run_net.py", "--cfg", FINETUNE, *common, "stages=[train]", "train.val_every=0")
-    play(*run, f"output={tmp_path / 'whole'}")
-    cut = (*run, f"output={tmp_path / 'cut'}", "train.save_every=1")
-    script = Script(*cut)
-    while script.at_work and not (tmp_path / "cut/checkpoints/latest").exists():
-        pass
-    script.kill()
-    play(*cut)
-    losses = [
-        {row["step"]: row["loss"] for row in rows(tmp_path / name, "train")}
-        for name in ("whole", "cut")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    longer = ("stages=[train]", "train.epochs=4", "train.val_every=0", *more)
+    run = ("tools/run_net.py", "--cfg", FINETUNE, *common, *longer)
+    cut = (*run, f"output={folder / 'cut'}", "train.save_every=1")
+    killed_when((folder / "cut/checkpoints/latest").exists, Script(*cut))
+    return cut
+
+
+def losses(run):
+    return {row["step"]: row["loss"] for row in rows(run, "train")}
+
+
+def test_killed_and_started_again(shapes, tmp_path):
+    """The steps after it are those of a run that was left alone, to the rounding of a GPU."""
+    cut = cut_off(shapes, tmp_path)
+    assert "continuing after step" in play(*cut).stdout
+    play(*cut, f"output={tmp_path / 'whole'}")
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
 
 
 @pytest.mark.trial
 @pytest.mark.parametrize("cfg", [PRETRAIN, FINETUNE])
 def test_compiled(shapes, tmp_path, cfg):
-    """Steps, a look at the weights, and a test of ours compiled, beside plain ones."""
-    losses = []
+    """Steps, looks at the weights, and a test: as plain ones."""
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
         run = ("tools/run_net.py", "--cfg", cfg, f"data.root={shapes}", *SHORT, f"output={folder}")
         play(*run, "init.weights=none", f"train.compile={compiled}", f"test.compile={compiled}")
-        losses.append([row["loss"] for row in rows(folder, "train")])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-3)
+    if cfg == FINETUNE:
+        compiled, plain = (
+            load_file(tmp_path / f"{name}/test/scores.safetensors") for name in ("True", "False")
+        )
+        torch.testing.assert_close(compiled["scores"], plain["scores"], rtol=1e-2, atol=1e-3)
 
 
 # -- where it does not suffice
 
 
 def test_out_of_memory_is_one_line(shapes, tmp_path):
-    """Another process holds what the run needs; when that is gone, the same command goes on."""
-    run = ("tools/run_net.py", "--cfg", FINETUNE, f"data.root={shapes}", *SHORT)
-    run = (*run, "init.weights=none", "stages=[train]", f"output={tmp_path / 'run'}")
-    wide = (*run, "model.embed_dim=256", "model.num_heads=4")
+    """Another process holds what the run needs; when that is gone, it goes on where it was."""
+    cut = cut_off(shapes, tmp_path, "model.embed_dim=256", "model.num_heads=4")
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     held = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")  # a context takes half
-    done = play(*wide, status=3)
+    done = play(*cut, status=3)
     del held
     torch.cuda.empty_cache()
     last = done.stderr.strip().splitlines()[-1]
     assert "the GPU is out of memory" in last and "train.accumulate" in last
     assert "Traceback" not in done.stderr
-    play(*wide)
+    assert "continuing after step" in play(*cut).stdout
 
 
 def test_more_ranks_than_gpus(shapes, tmp_path):

@@ -17,7 +17,7 @@ from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.scores import at_share
 from hiera_video.models.token_dial import TokenDial
-from hiera_video.system.distributed import World, autocast
+from hiera_video.system.distributed import World, autocast, exact_float32
 from hiera_video.system.errors import GOES_ON, Interrupted, Unavailable
 from hiera_video.system.log import Progress
 
@@ -56,7 +56,7 @@ class Forward:
         parts = []
         size = self.views_per_forward
         for part, seeds_of_part in zip(clips.split(size), seeds.split(size)):
-            with autocast(self.precision, self.device):
+            with exact_float32(self.device), autocast(self.precision, self.device):
                 moved = part.to(self.device, non_blocking=True)
                 out = predict(normalise(moved, self.mean, self.std), seeds_of_part.tolist())
             parts.append({name: value.float().cpu() for name, value in out.items()})

@@ -24,7 +24,7 @@ from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import to_device
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, device_name, join_world
+from hiera_video.system.distributed import World, device_name, exact_float32, join_world
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists
 from hiera_video.system.memory import (
@@ -53,7 +53,12 @@ def dry_run(config: Config, *, ranks: int) -> None:
     batch_size = config.train.batch_size
     if batch_size % ranks:
         raise UserError(f"train.batch_size={batch_size} does not divide by {ranks} ranks")
-    with tempfile.TemporaryDirectory() as folder, join_world(config.device) as world:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        gpu_limit(),
+        join_world(config.device) as world,
+        exact_float32(world.device),
+    ):
         config = replace(config, output=folder)  # nothing is left behind
         say("machine", f"{platform.node()}, {os.cpu_count()} CPUs, {describe_device(world)}")
         say("versions", ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "av")))
@@ -62,8 +67,7 @@ def dry_run(config: Config, *, ranks: int) -> None:
         if "train" in config.stages:
             stage = TrainStage(config, world, inputs)
             describe_training(stage, ranks)
-            with gpu_limit():
-                estimate_cost(stage, ranks)
+            estimate_cost(stage, ranks)
         for key in ("data.test", "features.videos"):
             if key in inputs:
                 say(key, describe_list(inputs[key].videos))

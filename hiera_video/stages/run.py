@@ -16,7 +16,7 @@ from hiera_video.stages.inputs import Input, read_inputs
 from hiera_video.stages.report import write_report
 from hiera_video.stages.test import TestStage
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, join_world, lacks_bfloat16
+from hiera_video.system.distributed import World, exact_float32, join_world, lacks_bfloat16
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.memory import gpu_limit
@@ -31,7 +31,7 @@ class Stage(Protocol):
 
 def run(config: Config) -> None:
     """Runs every stage that is not finished. Raises UserError, RunStopped."""
-    with join(config) as world:
+    with gpu_limit(), join(config) as world, exact_float32(world.device):
         # What can be wrong is found here, with nothing written.
         inputs = read_inputs(config)
         stages = [make_stage(name, config, world, inputs) for name in config.stages]
@@ -78,7 +78,7 @@ def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Inp
 
 def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
-    with join(config) as world:
+    with gpu_limit(), join(config) as world:
         output = Path(config.output)
         inputs = read_inputs(config)
         stage = FeaturesStage(config, world, inputs["features.videos"], output, shard=shard)
@@ -90,7 +90,7 @@ def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
         for note in notes:
             log.say(note)
         try:
-            with StopSignals(), gpu_limit():
+            with StopSignals():
                 stage.run(log)
             world.barrier()
         finally:

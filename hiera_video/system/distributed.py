@@ -32,6 +32,18 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """On a GPU PyTorch computes float32 convolutions in tf32. Not in here, as all products are."""
+    before = torch.backends.cudnn.allow_tf32
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
@@ -224,12 +236,10 @@ def join_world(
         found = torch.cuda.device_count()
         if local_rank >= found:
             raise UserError(
-                f"rank {rank} is the {local_rank + 1}th on this machine, but torch sees {found} "
-                "GPU(s) here: start one rank a GPU, or set device=cpu"
+                f"rank {rank} has LOCAL_RANK={local_rank}, but torch sees {found} GPU(s) here: "
+                "start one rank a GPU, or set device=cpu"
             )
         torch.cuda.set_device(place)
-        # float32 is float32: the patch embedding is the only convolution, and no slower without.
-        torch.backends.cudnn.allow_tf32 = False
     if size == 1:
         yield World(0, 1, place)
         return

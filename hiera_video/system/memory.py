@@ -47,14 +47,17 @@ def gpu_limit() -> Iterator[None]:
     """A GPU whose memory does not suffice raises RunStopped, in one line."""
     try:
         yield
+    except RunStopped:
+        raise
     except RuntimeError as e:
-        is_out = isinstance(e, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(e)  # of cuBLAS
-        if not is_out:
+        text = str(e)
+        # The allocator's, the driver's, cuBLAS's.
+        if "out of memory" not in text and "ALLOC_FAILED" not in text:
             raise
-        first = str(e).splitlines()[0].removeprefix("CUDA out of memory. ").split(". ")
+        what = ". ".join(text.splitlines()[0].removeprefix("CUDA out of memory. ").split(". ")[:2])
         raise RunStopped(
-            f"the GPU is out of memory: {'. '.join(first[:2])}; raise train.accumulate or set "
-            "train.recompute_stages, lower test.batch_size; the same command goes on"
+            f"the GPU is out of memory: {what}; in training raise train.accumulate or set "
+            "train.recompute_stages, in testing and features lower test.views_per_forward"
         ) from e
 
 

@@ -277,7 +277,8 @@ def measure(
     modules: dict[str, nn.Module] = {}
     for what in models:
         model = modules[what] = build(args.command, what, args.size).to(args.device)
-        for share in args.shares or SHARES[args.command] if what == "ours" else (1.0,):
+        shares = args.shares or SHARES[args.command]
+        for share in shares if what == "ours" else (1.0,):
             name = what if share == 1 else f"{what}, {SHARE_OF[args.command]} {share:g}"
             step = STEPS[args.command]
             contenders[name] = partial(step, model, clip, DTYPES[dtype], share)
@@ -320,7 +321,7 @@ def measure(
             else:
                 row["memory_mib"] = peak_memory_mib(args, what, dtype, share)
         rows.append(row)
-    if args.profile:
+    if args.profile and "ours" in times:
         print(f"ours, {dtype}:")
         print_profile(contenders["ours"], args.device)
     return rows
@@ -368,5 +369,7 @@ def main(args: argparse.Namespace) -> None:
     args.batch = args.batch or (1 if args.command == "model" else 2)
     if args.memory_of:
         print_memory(args)
+    elif args.shares and args.command == "model":
+        raise UserError("--shares is for pretrain and finetune")
     else:
         write_figures(args.json, benchmark(args))
