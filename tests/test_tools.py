@@ -11,8 +11,6 @@ from PIL import Image
 
 from hiera_video.data.decode.readers import open_video
 from hiera_video.stages.dry_run import compare
-from hiera_video.system.errors import RunStopped
-from hiera_video.system.memory import gpu_limit
 
 TOOLS = sorted(
     str(p.relative_to(ROOT))
@@ -167,26 +165,3 @@ def test_dry_run(shapes, tmp_path, tool):
         "does not divide by 3 ranks"
         in tool("tools/run_net.py", *args, "--dry-run", "--ranks", "3", check=2).stderr
     )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB "
-        "of which 1.00 MiB is free. Process 1 has 79.17 GiB memory in use.\nMore",
-        "CUDA error: out of memory\nCUDA kernel errors might be reported at some other call",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-    ],
-)
-def test_a_gpu_out_of_memory_is_one_line(text):
-    """As the allocator, the driver and cuBLAS say it."""
-    with pytest.raises(RunStopped, match="the GPU is out of memory") as e, gpu_limit():
-        raise RuntimeError(text)
-    assert "\n" not in str(e.value) and text.splitlines()[0][:40].split(". ")[-1] in str(e.value)
-
-
-def test_other_errors_pass_a_gpu_limit():
-    for error in (RuntimeError("shapes differ"), RunStopped("out of memory, as somebody says")):
-        with pytest.raises(type(error)) as e, gpu_limit():
-            raise error
-        assert e.value is error

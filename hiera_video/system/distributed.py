@@ -34,14 +34,19 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """On a GPU PyTorch computes float32 convolutions in tf32. Not in here, as all products are."""
-    before = torch.backends.cudnn.allow_tf32
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
+    """float32 convolutions are that inside, as products are; a GPU would compute them in tf32."""
+    cudnn = torch.backends.cudnn
+    try:
+        before = device.type == "cuda" and cudnn.allow_tf32
+    except RuntimeError:  # somebody has set convolutions apart: theirs to choose
+        before = False
+    if before:
+        cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        if before:
+            cudnn.allow_tf32 = True
 
 
 def device_name(device: torch.device) -> str:
