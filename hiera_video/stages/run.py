@@ -21,6 +21,7 @@ from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.memory import gpu_limit
 from hiera_video.system.signals import StopSignals
+from hiera_video.system.storage import storage_limit
 
 
 class Stage(Protocol):
@@ -47,12 +48,13 @@ def run(config: Config) -> None:
                             f"WARNING: {key}.precision=bfloat16, which this GPU only emulates: "
                             "float32 may be faster"
                         )
-            with StopSignals(), gpu_limit():
-                for stage in stages:
-                    stage.run(log)
-                    world.barrier()
-            output = Path(config.output)
-            world.on_main(lambda: log.say(f"report: {write_report(config, output)}"))
+            with storage_limit():
+                with StopSignals(), gpu_limit():
+                    for stage in stages:
+                        stage.run(log)
+                        world.barrier()
+                output = Path(config.output)
+                world.on_main(lambda: log.say(f"report: {write_report(config, output)}"))
         except RunStopped as e:
             log.say(f"stopped: {e}")
             raise
@@ -78,7 +80,7 @@ def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Inp
 
 def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
-    with gpu_limit(), join(config) as world:
+    with gpu_limit(), storage_limit(), join(config) as world:
         output = Path(config.output)
         inputs = read_inputs(config)
         stage = FeaturesStage(config, world, inputs["features.videos"], output, shard=shard)
