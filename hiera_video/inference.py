@@ -39,7 +39,7 @@ from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.token_dial import KEEP_BY, TokenDial
 from hiera_video.models.weights import classes_of, load_weights, read_weights
 from hiera_video.models.zoo import create_model
-from hiera_video.system.distributed import PRECISIONS
+from hiera_video.system.devices import PRECISIONS
 from hiera_video.system.errors import VideoError
 from hiera_video.system.files import join
 

@@ -16,7 +16,7 @@ from hiera_video.config.sections import DECODERS
 from hiera_video.data.decode.readers import OTHERS
 from hiera_video.data.decode.source import SECOND_TRY
 from hiera_video.models.arguments import HieraArgs, MAEArgs
-from hiera_video.system import distributed
+from hiera_video.system import devices
 from hiera_video.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,5 +202,5 @@ def test_keys_that_define_no_result_may_change(tmp_path, finetune):
 
 def test_choices_are_those_of_the_rooms():
     """The ground floor imports nothing heavy, so it names what higher rooms can do."""
-    assert set(PRECISIONS) == set(distributed.PRECISIONS)
+    assert set(PRECISIONS) == set(devices.PRECISIONS)
     assert set(DECODERS) == set(SECOND_TRY) == {"auto", "pyav", *OTHERS}

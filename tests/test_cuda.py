@@ -23,7 +23,8 @@ from hiera_video.models import create_hiera, create_hiera_mae
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, exact_float32
+from hiera_video.system.devices import exact_float32
+from hiera_video.system.distributed import World
 from hiera_video.system.log import RunLog
 from hiera_video.training.loop import take_step
 from hiera_video.training.ranks import ForwardClock

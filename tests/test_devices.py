@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from conftest import FINETUNE, SHORT
 
-from hiera_video.system.distributed import exact_float32
+from hiera_video.config import load_config
+from hiera_video.stages.run import run
+from hiera_video.system import devices
+from hiera_video.system.devices import exact_float32, precision_on
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.memory import gpu_limit
 
@@ -52,3 +56,35 @@ def test_a_setting_of_convolutions_alone_is_left_as_it_is():
             assert CUDNN.conv.fp32_precision == other
     finally:
         CUDNN.conv.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("has", "found"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": False}, "float32"),
+        ({}, "bfloat16"),  # an older torch: not known
+    ],
+)
+def test_auto_is_bfloat16_where_it_is_computed(monkeypatch, has, found):
+    """On a processor that emulates it, the demo's step takes 2.6 times as long as in float32."""
+    monkeypatch.setattr(devices, "cpu_capabilities", lambda: has)
+    cpu = torch.device("cpu")
+    assert precision_on(cpu, "auto") == found
+    assert [precision_on(cpu, name) for name in devices.PRECISIONS] == list(devices.PRECISIONS)
+
+
+@pytest.mark.parametrize("has", [{"avx512_bf16": False}, {"avx512_bf16": True}])
+def test_the_log_says_in_what_a_run_computes(monkeypatch, shapes, tmp_path, has):
+    monkeypatch.setattr(devices, "cpu_capabilities", lambda: has)
+    for precision in ("auto", "bfloat16"):
+        given = [f"data.root={shapes}", f"output={tmp_path}/{precision}", "stages=[train]"]
+        given += [*SHORT, "init.weights=none", f"train.precision={precision}"]
+        run(load_config(FINETUNE, given))
+    slow = not has["avx512_bf16"]
+    said = (tmp_path / "auto/log.txt").read_text()
+    assert f"train.precision=auto: {'float32' if slow else 'bfloat16'} on this device" in said
+    assert "only emulates" not in said
+    assert ("only emulates" in (tmp_path / "bfloat16/log.txt").read_text()) == slow

@@ -31,7 +31,7 @@ class TrainConfig:
     same_frames: bool = False
     # Forward and backward passes of an optimizer step: less memory, the same batch.
     accumulate: int = 1
-    # float32, or bfloat16 (autocast).
+    # float32, bfloat16 (autocast), or auto: bfloat16 where the device computes it, else float32.
     precision: str = "float32"
     # Over ranks: ddp, or fsdp (each rank holds its share of the parameters).
     parallel: str = "ddp"
@@ -56,7 +56,7 @@ class TrainConfig:
     val_every: float = 0
 
     def __post_init__(self) -> None:
-        require_one_of("train.precision", self.precision, PRECISIONS)
+        require_one_of("train.precision", self.precision, (*PRECISIONS, "auto"))
         require_one_of("train.parallel", self.parallel, PARALLELS)
         require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
         require_positive("train", self, "log_every save_every keep")

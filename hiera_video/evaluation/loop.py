@@ -17,7 +17,8 @@ from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
 from hiera_video.evaluation.scores import at_share
 from hiera_video.models.token_dial import TokenDial
-from hiera_video.system.distributed import World, autocast, exact_float32
+from hiera_video.system.devices import autocast, exact_float32
+from hiera_video.system.distributed import World
 from hiera_video.system.errors import GOES_ON, Interrupted, Unavailable
 from hiera_video.system.log import Progress
 

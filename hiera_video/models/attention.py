@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiera_video.models.linear import cpu_capabilities
+from hiera_video.system.devices import cpu_capabilities
 
 SCORES = 2**22  # held at a time; 8 MiB in bfloat16
 CUDA_ROWS = 65_535  # a CUDA grid has no more blocks along its second and third dimensions

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.system.devices import cpu_capabilities
+
 
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
@@ -27,12 +29,6 @@ def _is_plain_float32(x: Tensor) -> bool:
         x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     )
     return is_cpu_float32 and not is_traced
-
-
-def cpu_capabilities() -> dict[str, Any]:
-    """What torch knows of the processor; older releases cannot tell."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    return tell() if tell is not None else {}
 
 
 def _onednn_is_faster() -> bool:

@@ -24,7 +24,8 @@ from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import to_device
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, device_name, exact_float32, join_world
+from hiera_video.system.devices import device_name, exact_float32
+from hiera_video.system.distributed import World, join_world
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists
 from hiera_video.system.memory import (

@@ -17,7 +17,8 @@ from hiera_video.config import (
     to_yaml,
 )
 from hiera_video.stages.inputs import Input
-from hiera_video.system.distributed import World, device_name
+from hiera_video.system.devices import device_name
+from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import write_json, written_whole
 from hiera_video.system.lock import FolderLock

@@ -16,7 +16,8 @@ from hiera_video.stages.inputs import Input, read_inputs
 from hiera_video.stages.report import write_report
 from hiera_video.stages.test import TestStage
 from hiera_video.stages.train import TrainStage
-from hiera_video.system.distributed import World, exact_float32, join_world, lacks_bfloat16
+from hiera_video.system.devices import exact_float32, lacks_bfloat16
+from hiera_video.system.distributed import World, join_world
 from hiera_video.system.errors import RunStopped
 from hiera_video.system.log import RunLog
 from hiera_video.system.memory import gpu_limit
@@ -45,7 +46,7 @@ def run(config: Config) -> None:
                 for key, value in (("train", config.train), ("test", config.test)):
                     if value.precision == "bfloat16":
                         log.say(
-                            f"WARNING: {key}.precision=bfloat16, which this GPU only emulates: "
+                            f"WARNING: {key}.precision=bfloat16, which this device only emulates: "
                             "float32 may be faster"
                         )
             with storage_limit():

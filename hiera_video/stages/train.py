@@ -14,6 +14,7 @@ from hiera_video.models.weights import LoadReport, load_weights
 from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper, some_of
 from hiera_video.stages.watch import Probe, ProbeLists, Validation
+from hiera_video.system.devices import precision_on
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.log import RunLog
@@ -193,6 +194,9 @@ class TrainStage:
             f"{config.train.batch_size} videos x {config.train.repeats} clips; "
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
+        if config.train.precision == "auto":
+            found = precision_on(self.world.device, "auto")
+            lines.append(f"train.precision=auto: {found} on this device")
         lines.append(self.describe_learning_rate())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         ready = build.training_prefetch(config, self.world.size).bytes * ranks_here

@@ -1,10 +1,9 @@
-"""Ranks and devices: the only file that imports torch.distributed.
+"""Ranks: the only file that imports torch.distributed.
 
 A world of one takes the same path as many ranks and needs no process group.
 """
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,41 +20,8 @@ from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.signals import stop_requested
 
 T = TypeVar("T")
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # One rank may have hours of work left while the others wait for it.
 LONGEST_WORK = timedelta(days=7)
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a model runs at `precision`, float32 or bfloat16."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """float32 convolutions are that inside, as products are; a GPU would compute them in tf32."""
-    cudnn = torch.backends.cudnn
-    try:
-        before = device.type == "cuda" and cudnn.allow_tf32
-    except RuntimeError:  # somebody has set convolutions apart: theirs to choose
-        before = False
-    if before:
-        cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        if before:
-            cudnn.allow_tf32 = True
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU only emulates it (V100, T4)."""
-    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class StopFlag:

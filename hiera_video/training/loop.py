@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hiera_video.config import OptimConfig, TrainConfig
 from hiera_video.data.dataset import Batch
-from hiera_video.system.distributed import World, autocast, has_running_statistics
+from hiera_video.system.devices import autocast, precision_on
+from hiera_video.system.distributed import World, has_running_statistics
 from hiera_video.system.errors import GOES_ON, Interrupted, RunStopped, Unavailable
 from hiera_video.system.log import RunLog
 from hiera_video.training.interval import BadVideos, Interval, IntervalLog, SkippedSteps, StopVote
@@ -179,11 +180,12 @@ def accumulate_gradients(
     Returns the mean loss over the rank's clips.
     """
     clock = clock or ForwardClock(world.device)
+    precision = precision_on(world.device, config.precision)
     losses = []
     parts = split_batch(batch, config.accumulate)
     for k, part in enumerate(parts):
         with world.gradients_shared(wrapped, last=k == len(parts) - 1):
-            with clock.running(), autocast(config.precision, world.device):
+            with clock.running(), autocast(precision, world.device):
                 loss, _ = wrapped(part)
             loss = loss * (len(part["clip"]) / len(batch["clip"]))
             loss.backward()
