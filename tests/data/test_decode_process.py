@@ -159,6 +159,18 @@ def test_a_limit_is_for_all_parts_of_an_answer(video, tmp_path, monkeypatch):
     process.close()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 looks into the folder first")
+def test_the_child_is_of_the_same_installation(video, tmp_path, monkeypatch):
+    """Whatever lies in the folder in which a run is started."""
+    (tmp_path / "hiera_video").mkdir()
+    (tmp_path / "hiera_video/__init__.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    process = DecodeProcess(timeout_s=60)
+    with process.open(video, "auto") as bounded:
+        assert bounded.get([0]).shape[0] == 1
+    process.close()
+
+
 def test_the_child_ends_with_its_parent(video, tmp_path):
     """Also in the middle of a decode, and when the parent is killed."""
     (tmp_path / "sitecustomize.py").write_text(

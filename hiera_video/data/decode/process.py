@@ -42,10 +42,8 @@ KILL_S = 5.0  # for a child that is killed to be gone
 BUSY = 0.2  # share of a core, above which a child computes
 LONGEST = 20  # times the limit: the most for a child that goes on reading
 PROGRESS_BYTES = 1 << 20
+PART_BYTES = 16 << 20  # of frames that are sent at a time, or one frame
 LENGTH = struct.Struct("<Q")
-
-
-Part = tuple[list[int], list[np.ndarray]]  # frame numbers and frames [H, W, 3] of one shape
 
 
 class DecodeFailure(VideoError):
@@ -146,22 +144,29 @@ class DecodeProcess:
         The frames of a part are good until the next one is asked for.
         """
         began = self._waited_s
-        part = self._ask("get", np.asarray(indices, dtype=np.int64))
-        while part is not None:
-            numbers, shape = part
+        numbers, shape, more = self._ask("get", np.asarray(indices, dtype=np.int64))
+        while numbers:
             size = int(np.prod(shape))
             if self._map is None or len(self._map) < size:
                 length = os.fstat(self._memory.fileno()).st_size
                 self._map = mmap.mmap(self._memory.fileno(), length)
             yield numbers, np.frombuffer(self._map, np.uint8, size).reshape(shape)
-            part = self._ask("more", waited_s=self._waited_s - began)
+            if not more:
+                break
+            numbers, shape, more = self._ask("more", waited_s=self._waited_s - began)
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices, dtype=np.int64)
-        held: dict[int, np.ndarray] = {}
+        """uint8 [len(indices), H, W, 3]"""
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(np.asarray(indices, dtype=np.int64).tolist()):
+            places.setdefault(number, []).append(place)
+        images = np.empty(0, np.uint8)
         for numbers, frames in self.parts(indices):
-            held.update(zip(numbers, frames.copy()))
-        return np.stack([held[number] for number in indices.tolist()])
+            if not len(images):
+                images = np.empty((len(indices), *frames.shape[1:]), np.uint8)
+            for number, frame in zip(numbers, frames):
+                images[places[number]] = frame
+        return images
 
     def forget(self) -> None:
         """Closes the video that is open. Of no matter if the child is gone."""
@@ -258,7 +263,7 @@ class DecodeProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # FFmpeg writes what it thinks of damaged files
                 pass_fds=(descriptor,),
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
             )
 
     def _kill(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.decode.packets import Manifest, stamp
-from hiera_video.data.decode.process import PROGRESS_BYTES, Part, receive, send
+from hiera_video.data.decode.process import PART_BYTES, PROGRESS_BYTES, receive, send
 from hiera_video.data.decode.readers import inspect_video, open_video
 from hiera_video.system.errors import VideoError
 from hiera_video.system.members import file_of, open_bytes
@@ -21,13 +21,19 @@ from hiera_video.system.storage import is_away
 from hiera_video.system.stores import exists_remotely, is_remote, register_handlers
 
 PR_SET_PDEATHSIG = 1
-PART_BYTES = 16 << 20  # of frames that are sent at a time, or one frame
+# Of glibc's mallopt. By default a decoder's buffers go back to the system with every video, and
+# their pages are taken anew for the next: 5% of a clip of a re-encoded video.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+KEPT_BYTES = 32 << 20  # of free memory
+HEAP_BYTES = 1 << 20  # a block of more is the system's, and goes back at once
 TRIM_EVERY = 256  # opened videos, after which the C library's free memory goes back to the system
 
 
 def serve(descriptor: int, parent: int) -> None:
     """Answers requests from stdin until it ends."""
     _die_with(parent)
+    _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     ignore_stop_signals()
     replies = os.fdopen(os.dup(1), "wb")
@@ -39,7 +45,7 @@ def serve(descriptor: int, parent: int) -> None:
     send(replies, "ready")
     opened = contextlib.ExitStack()  # the video, and where it was fetched to
     reader: Any = None
-    parts: Iterator[Part] = iter(())
+    frames: Iterator[tuple[int, np.ndarray]] = iter(())
     count = 0
     with contextlib.suppress(EOFError):
         while True:
@@ -58,10 +64,10 @@ def serve(descriptor: int, parent: int) -> None:
                     reader = opened.enter_context(open_video(file, decoder, manifest=manifest))
                     answer = (reader.name, reader.info)
                 elif what == "get":
-                    parts = _parts(reader.each(*arguments))
-                    answer = _put(descriptor, next(parts, None))
+                    frames = reader.each(*arguments)
+                    answer = _put(descriptor, frames)
                 elif what == "more":
-                    answer = _put(descriptor, next(parts, None))
+                    answer = _put(descriptor, frames)
                 elif what == "inspect":
                     (path,) = arguments
                     with _at_hand(path, settings.remote) as file:
@@ -121,36 +127,35 @@ def _reached(path: str) -> bool:
     return True
 
 
-def _parts(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[Part]:
-    """As many at a time as fit into PART_BYTES."""
+def _put(
+    descriptor: int, frames: Iterator[tuple[int, np.ndarray]]
+) -> tuple[list[int], tuple[int, ...], bool]:
+    """Writes the next images one after the other, as they come: as many as fit into PART_BYTES.
+
+    Returns their numbers, their common shape [n, H, W, 3], and whether there are more.
+    """
     numbers: list[int] = []
-    images: list[np.ndarray] = []
-    for number, image in frames:
-        numbers.append(number)
-        images.append(image)
-        if (len(images) + 1) * image.nbytes > PART_BYTES:
-            yield numbers, images
-            numbers = []
-            images = []
-    if images:
-        yield numbers, images
-
-
-def _put(descriptor: int, part: Part | None) -> tuple[list[int], tuple[int, ...]] | None:
-    """Writes the images one after the other; returns their numbers and their common shape."""
-    if part is None:
-        return None
-    numbers, images = part
-    total = len(images) * images[0].nbytes
-    if os.fstat(descriptor).st_size < total:
-        os.ftruncate(descriptor, total)
+    shape: tuple[int, ...] = ()
     offset = 0
-    for image in images:
+    for number, image in frames:
         view = np.ascontiguousarray(image).data.cast("B")
-        end = offset + len(view)
-        while offset < end:
-            offset += os.pwrite(descriptor, view[offset - end :], offset)
-    return numbers, (len(images), *images[0].shape)
+        written = 0
+        while written < len(view):
+            written += os.pwrite(descriptor, view[written:], offset + written)
+        offset += written
+        numbers.append(number)
+        shape = image.shape
+        if offset + len(view) > PART_BYTES:
+            return numbers, (len(numbers), *shape), True
+    return numbers, (len(numbers), *shape), False
+
+
+def _keep_memory() -> None:
+    """Lets the C library keep some free memory from one video to the next."""
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)
+    if choose is not None:
+        choose(M_TRIM_THRESHOLD, KEPT_BYTES)
+        choose(M_MMAP_THRESHOLD, HEAP_BYTES)
 
 
 def _trim_memory() -> None:
@@ -159,11 +164,7 @@ def _trim_memory() -> None:
     Decoders ask for blocks of many sizes; glibc keeps what it cannot fit again, and grows by a
     kilobyte a video.
     """
-    trim = (
-        getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if sys.platform.startswith("linux")
-        else None
-    )
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
