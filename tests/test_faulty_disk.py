@@ -223,6 +223,22 @@ def test_a_run_on_a_faulty_disk(
     assert not (disk / "run/quarantine.csv").exists(), plan
 
 
+@pytest.mark.parametrize(
+    ("what", "match"), [("finetune", "*report.html*"), ("features", "*/features/*")]
+)
+def test_storage_that_fails_under_a_result_ends_a_run_in_one_line(shapes, tmp_path, what, match):
+    """And the same command goes on when it is back."""
+    disk = tmp_path / "disk"
+    mount = tmp_path / "mount"
+    files_of(shapes, disk / "data")
+    with faulty_disk(disk, mount, [{"on": "rename", "match": match, "error": "EIO"}]) as change:
+        done = run_on(mount, "run", what, workers=0, ranks=1)
+        assert done.returncode == 3 and "Traceback" not in done.stderr
+        assert "storage failed" in done.stderr.strip().splitlines()[-1]
+        change([])
+        assert run_on(mount, "run", what, workers=0, ranks=1).returncode == 0
+
+
 def results(folder):
     files = [*folder.glob("test/*.csv"), folder / "test/metrics.json"]
     files += folder.glob("features/*.safetensors")
