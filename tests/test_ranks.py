@@ -11,7 +11,8 @@ import time
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, start
-from forked import run_ranks
+from forked import run_ranks, start_ranks
+from run_folders import rows
 from safetensors.torch import load_file
 
 from hiera_video.training.ranks import RankFigures, SlowRanks
@@ -108,6 +109,29 @@ def test_a_rank_that_holds_up_the_others_is_named_once():
     assert not slow_ranks.note(figures(1, 1, 1, 1), 60)
     assert slow_ranks.note(figures(1, 1, 9, 1), 60), "anew"
     assert slow_ranks.note(figures(1, 4), 60), "of two ranks, too"
+
+
+def test_one_rank_is_asked_to_stop_in_validation(tmp_path, shapes, finetune):
+    """The other hears of it; the next start validates first."""
+    lines = (shapes / "val.csv").read_text().splitlines()
+    (tmp_path / "many.csv").write_text("".join(f"{line}\n" for line in lines * 8))
+    more = ["stages=[train]", "train.epochs=1", "train.save_every=0.5", "train.val_every=0.5"]
+    more += ["train.log_every=1000", f"data.val={tmp_path / 'many.csv'}"]
+    command = ("tools/run_net.py", "--cfg", FINETUNE, *finetune("run", *more))
+    run = tmp_path / "run"
+    both = start_ranks(2, *command)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((run / "metrics.jsonl").exists() and rows(run)):
+        time.sleep(0.01)
+    both[1].send(signal.SIGTERM)  # its line of the log is written, so that they validate now
+    for rank in both:
+        done = rank.wait(60)
+        assert done.returncode == 3, done.stderr
+    first = rows(run)[0]["step"]
+    assert f"the state of step {first} of" in (run / "log.txt").read_text()
+    assert not rows(run, "val")
+    run_ranks(2, *command, timeout=200)
+    assert [row["step"] for row in rows(run, "val")] == [first, 2 * first]
 
 
 @pytest.mark.trial
