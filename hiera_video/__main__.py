@@ -18,6 +18,8 @@ COMMANDS = {
     "check-videos": "try every video of a list, in processes that can be killed",
     "show-clip": "a training batch as a picture",
     "visualize-mae": "what a masked autoencoder sees and predicts",
+    "models": "the published weights by name, and which of them are here",
+    "verify": "whether published weights are what they are said to be",
     "convert-checkpoint": "published weight files to ours and back",
     "count-flops": "cost and size of models",
     "study": "what pretraining is worth on your videos: arms, seeds, spread",

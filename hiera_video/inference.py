@@ -211,7 +211,7 @@ def load(
     keep_units: float = 1.0,
     keep_units_by: str = "random",
 ) -> VideoModel:
-    """The model of a weight file, step folder or run folder.
+    """The model of a weight file, step folder, run folder or published name.
 
     model, classes: its name and its classes' names, where the file does not say them (published
     files do not). device: auto, cpu or cuda. timeout_s: for decoding one video; one that takes

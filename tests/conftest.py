@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from forked import ROOT, Script
+from local_server import BIG, Server
 
 sys.path.insert(0, str(ROOT / "datasets"))  # datasets/ is no package
 
@@ -160,3 +161,14 @@ def killed_when(there: Callable[[], bool], *scripts: Script) -> None:
     for script in scripts:
         script.kill()
     assert not ended, f"it ended before it was killed: {ended}"
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "big").write_bytes(BIG)
+    served = Server(folder)
+    served.folder = folder
+    yield served
+    served.close()

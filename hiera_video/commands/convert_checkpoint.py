@@ -27,7 +27,9 @@ HEAD = "head.projection.bias"
 
 def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("source", metavar="IN", help="weight file, step folder or run folder")
+    parser.add_argument(
+        "source", metavar="IN", help="weight file, step folder, run folder or published name"
+    )
     parser.add_argument("target", metavar="OUT", type=Path)
     parser.add_argument("--to", choices=("official", "native"), required=True)
     parser.add_argument("--model", help="name of the model, where tensors alone do not tell it")
@@ -46,8 +48,10 @@ def main(args: argparse.Namespace) -> None:
                 raise UserError(f"{args.source}: the official model has no model.head_pool")
             torch.save({"model_state": state}, args.target)
         else:
-            if "model" not in metadata:
-                metadata = describe_published(state, args.model)
+            described = metadata.get("model", {})
+            if "arguments" not in described:
+                named = describe_published(state, args.model or described.get("name"))
+                metadata = {**named, **metadata, "model": named["model"]}
             if args.classes is not None:
                 metadata = {**metadata, "classes": read_classes(args.classes, state)}
             save_file(state, args.target, metadata=metadata_entry(metadata))

@@ -24,7 +24,9 @@ from hiera_video.system.errors import UserError
 def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     add_config(parser, "config file (YAML) of the model and its clips")
-    parser.add_argument("--weights", required=True, help="weight file, step folder or run folder")
+    parser.add_argument(
+        "--weights", required=True, help="weight file, step folder, run folder or published name"
+    )
     parser.add_argument(
         "--videos",
         required=True,

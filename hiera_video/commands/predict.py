@@ -35,7 +35,9 @@ OPTIONS = ("model: ", "classes: ", "device: ", "keep_units=")
 def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or URL")
-    parser.add_argument("--weights", required=True, help="weight file, step folder or run folder")
+    parser.add_argument(
+        "--weights", required=True, help="weight file, step folder, run folder or published name"
+    )
     parser.add_argument("--model", help="name, where the weights do not say it")
     parser.add_argument(
         "--classes", type=Path, help="one class name a line, where the weights do not have them"

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         required=True,
-        help="weight file, step folder or run folder of a masked autoencoder",
+        help="weight file, step folder, run folder or published name of a masked autoencoder",
     )
     parser.add_argument(
         "--output",

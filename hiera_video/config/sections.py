@@ -95,7 +95,7 @@ RANDOM = "none"  # says of init.weights that random ones are meant
 class InitConfig:
     """What training starts from."""
 
-    # A weight file, a step folder or a run folder. Default, and `none`: random weights.
+    # A weight file, step folder, run folder or published name. Default, and `none`: random weights.
     weights: str | None = None
 
     @property

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hiera_video.models.published import nearest, published
 from hiera_video.models.resize import fit_to_model
 from hiera_video.system.files import local
 
@@ -58,8 +59,12 @@ def weights_file(path: str | Path) -> Path:
     """The weight file that `path` means. Raises ValueError.
 
     That is the file itself, a step folder's, or the newest of a run folder: the one that `latest`
-    points to now, whatever it points to when the file is read.
+    points to now, whatever it points to when the file is read. A published name (published.py)
+    is downloaded once; a file or folder of that name comes first.
     """
+    named = published(path)
+    if named is not None:
+        return named.fetched()
     try:
         path = Path(local(path))
     except OSError as e:
@@ -70,7 +75,7 @@ def weights_file(path: str | Path) -> Path:
             return candidate
     raise ValueError(
         f"no weights at {path}: neither a file, nor a step folder, nor a run folder with "
-        "checkpoints/latest"
+        f"checkpoints/latest, nor a published name{nearest(str(path))}"
     )
 
 
@@ -90,7 +95,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{file} is no weight file: neither safetensors nor a pickle of nothing but tensors"
         ) from e
-    return _unwrap(state, str(file)), {}
+    named = published(path)
+    return _unwrap(state, str(file)), {} if named is None else named.metadata()
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:

@@ -21,6 +21,7 @@ from hiera_video.system.members import Member, file_of, member_of
 from hiera_video.system.storage import is_away
 from hiera_video.system.stores import (
     CHUNK,
+    Target,
     append,
     handlers,
     has_handler,
@@ -65,6 +66,27 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"hiera_video_{os.getuid()}" / "fetched"
 
 
+def append_all(path: str, member: Member | None, target: Target) -> None:
+    """What is still missing of the file. Raises OSError, after some attempts."""
+    pauses = iter(PAUSES_S)
+    while True:
+        before = target.tell()
+        try:
+            append(path, member, target)
+            return
+        except FolderError:
+            raise
+        except OSError as e:
+            if not is_away(e):
+                raise
+            if target.tell() - before >= CHUNK:  # it was going well
+                pauses = iter(PAUSES_S)
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
 class RemoteFiles:
     """A folder of fetched files of about `limit_gib`. Picklable."""
 
@@ -106,7 +128,7 @@ class RemoteFiles:
                 with contextlib.suppress(FileNotFoundError):
                     file = stack.enter_context(open(name, "rb"))
                     fcntl.flock(file, fcntl.LOCK_SH)
-                    if _is_still(Path(name), file):  # else it went before it was held
+                    if is_still(Path(name), file):  # else it went before it was held
                         break
             yield place
 
@@ -122,7 +144,7 @@ class RemoteFiles:
                 if not _locked(target, self.folder):
                     _wait_for(partial, self.folder)
                 # The one that held it before may have given it its name, or removed it.
-                elif _is_still(partial, target) and not final.exists():
+                elif is_still(partial, target) and not final.exists():
                     content = Partial(target, self.folder)
                     if not tag:  # what a killed process has left may be of another content
                         content.restart()
@@ -134,27 +156,11 @@ class RemoteFiles:
 
     def _copy(self, path: str, member: Member | None, target: Partial) -> None:
         """Raises OSError, after some attempts."""
-        pauses = iter(PAUSES_S)
-        made_room = False
-        while True:
-            before = target.tell()
-            try:
-                append(path, member, target)
-                return
-            except FolderError:
-                if made_room:
-                    raise
-                made_room = True  # once: the disk may hold less than the limit
-                self._remove_to(sum(size for _, size, _ in self._files()) // 2)
-            except OSError as e:
-                if not is_away(e):
-                    raise
-                if target.tell() - before >= CHUNK:  # it was going well
-                    pauses = iter(PAUSES_S)
-                pause = next(pauses, None)
-                if pause is None:
-                    raise
-                time.sleep(pause)
+        try:
+            append_all(path, member, target)
+        except FolderError:  # once: the disk may hold less than the limit
+            self._remove_to(sum(size for _, size, _ in self._files()) // 2)
+            append_all(path, member, target)
 
     def _has_room(self, size: int) -> bool:
         """Without removing what was used of late."""
@@ -240,7 +246,7 @@ def _locked(file: Any, folder: Path) -> bool:
     return True
 
 
-def _is_still(path: Path, file: BinaryIO) -> bool:
+def is_still(path: Path, file: BinaryIO) -> bool:
     """Whether the name is that of the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))

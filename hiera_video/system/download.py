@@ -1,0 +1,100 @@
+"""A file of a server, once and under its own name: whole, or not there."""
+
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from hiera_video.system.remote import append_all, is_still
+from hiera_video.system.stores import version_of
+
+LINE_S = 30.0  # between two lines of a log
+
+
+def download(url: str, file: Path) -> None:
+    """Fetches the file, unless it is there. Tells on stderr how it gets on. Raises OSError.
+
+    A transfer that breaks off, or is killed, goes on where it was, as long as the server has the
+    same content. Of several processes one fetches, and the others wait for it.
+    """
+    if file.exists():
+        return
+    version = version_of(url)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tag = hashlib.sha256(f"{url} {version.tag}".encode()).hexdigest()[:8]
+    partial = file.with_name(f".{file.name}.{tag}")
+    with _held(partial) as (name, target):
+        if file.exists():  # another process was first
+            name.unlink(missing_ok=True)
+            return
+        with _Shown(target, file.name, version.size) as shown:
+            append_all(url, None, shown)
+        came = target.tell()
+        if version.size and came != version.size:
+            name.unlink()
+            raise ConnectionError(f"{url} gave {came} bytes of {version.size}")
+        name.replace(file)
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The unfinished file, for this process alone, at its end; and its name."""
+    while True:
+        with open(partial, "ab") as target:
+            try:
+                fcntl.flock(target, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks: a file of this process's own, anew
+                alone = partial.with_name(f"{partial.name}.{os.uname().nodename}.{os.getpid()}")
+                with open(alone, "wb") as own:
+                    yield alone, own
+                return
+            if is_still(partial, target):
+                yield partial, target
+                return
+
+
+class _Shown:
+    """A target (stores.py) that shows how it grows: a bar on a terminal, else lines."""
+
+    def __init__(self, file: BinaryIO, name: str, size: int):
+        self._file = file
+        self._name = name
+        self._size = size
+        self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=size or None,
+            initial=file.tell(),
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        )
+
+    def __enter__(self) -> "_Shown":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        self._bar.update(len(data))
+        if self._bar.disable and time.monotonic() - self._last_line > LINE_S:
+            self._last_line = time.monotonic()
+            print(f"{self._name}: {self.tell()} of {self._size} bytes", file=sys.stderr, flush=True)
+
+    def restart(self) -> None:
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._bar.reset(total=self._size or None)
