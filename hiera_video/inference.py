@@ -36,8 +36,10 @@ from hiera_video.evaluation.scores import class_name
 from hiera_video.models.arguments import MAEArgs, TrunkArgs
 from hiera_video.models.hiera import Trunk
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
+from hiera_video.models.onnx_model import OnnxModel
 from hiera_video.models.token_dial import KEEP_BY, TokenDial
-from hiera_video.models.weights import classes_of, load_weights, read_weights
+from hiera_video.models.weights import classes_of, load_weights, read_weights, weights_file
 from hiera_video.models.zoo import create_model
 from hiera_video.system.devices import PRECISIONS
 from hiera_video.system.errors import VideoError
@@ -99,7 +101,7 @@ class VideoModel:
         )
         self._dial = dial
         self._source = source or VideoSource(timeout_s=60.0)
-        self._encoder = self.module if encoder is None else encoder.to(place).eval()
+        self.encoder = self.module if encoder is None else encoder.to(place).eval()
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +136,7 @@ class VideoModel:
 
         Of a masked autoencoder, its encoder's.
         """
-        predict = predict_features(self._encoder, dial=self._dial)
+        predict = predict_features(self.encoder, dial=self._dial)
         parts, times = self._over_windows(
             video, hop_s, lambda clips, seeds: self._run(predict, clips, seeds)["features"]
         )
@@ -145,12 +147,17 @@ class VideoModel:
         self._check_classifier()
         return VideoTimeline(*self._over_windows(video, hop_s, self._scores_of))
 
-    def middle_clip(self, video: str | Path) -> Tensor:
-        """One normalised clip from the middle of the video: float [1, 3, T, S, S]."""
-        sample = self._dataset(video, self.format.uniform(1), crops=1)[Key(0, 0)]
+    def clips(self, video: str | Path, count: int) -> Tensor:
+        """Clips evenly over the video, cropped and not normalised: uint8 [count, 3, T, S, S]."""
+        sample = self._dataset(video, self.format.uniform(count), crops=1)[Key(0, 0)]
         if "clip" not in sample:
             raise VideoError(why_nothing(sample))
-        return normalise(sample["clip"].to(self.device), self.format.mean, self.format.std)
+        return sample["clip"]
+
+    def middle_clip(self, video: str | Path) -> Tensor:
+        """One normalised clip from the middle of the video: float [1, 3, T, S, S]."""
+        clip = self.clips(video, 1).to(self.device)
+        return normalise(clip, self.format.mean, self.format.std)
 
     def name_of(self, index: int) -> str:
         return class_name(self.classes, index)
@@ -163,8 +170,15 @@ class VideoModel:
         """Ends the decoding process; the next call starts another one."""
         self._source.close()
 
+    @property
+    def is_classifier(self) -> bool:
+        """Else it is a masked autoencoder's encoder."""
+        if isinstance(self.module, OnnxModel):
+            return "logits" in self.module.outputs
+        return not isinstance(self.module, MaskedAutoencoder)
+
     def _check_classifier(self) -> None:
-        if isinstance(self.module, MaskedAutoencoder):
+        if not self.is_classifier:
             raise ValueError("a masked autoencoder knows no classes; fine-tune it first")
 
     def _dataset(self, video: str | Path, sample: ClipSampler, crops: int) -> ClipDataset:
@@ -227,6 +241,12 @@ def load(
             f"keep_units_by={keep_units_by!r} one of {', '.join(KEEP_BY)}"
         )
     _device(device)  # tried first, for its error
+    if str(weights).endswith(ONNX_SUFFIX):
+        if keep_units < 1 or precision != "float32":
+            raise ValueError(
+                f"keep_units={keep_units}, precision={precision}: {weights} has its own"
+            )
+        return _load_onnx(weights, classes, device=device, timeout_s=timeout_s)
     state, metadata = read_weights(weights)
     is_mae = "decoder_pos_embed" in state
     stored = metadata.get("model", {})
@@ -263,6 +283,20 @@ def load(
         device=device,
         precision=precision,
         dial=TokenDial(keep_units, keep_units_by),
+    )
+
+
+def _load_onnx(
+    file: str | Path, classes: Sequence[str] | None, *, device: str, timeout_s: float
+) -> VideoModel:
+    """What `hiera-video export --to onnx` wrote. Raises ValueError."""
+    module = OnnxModel(weights_file(file))
+    return VideoModel(
+        module,
+        classes=module.metadata.get("classes", []) if classes is None else classes,
+        format=ClipFormat.from_metadata(module.metadata),
+        source=VideoSource(timeout_s=timeout_s),
+        device=device,
     )
 
 

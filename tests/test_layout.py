@@ -27,9 +27,10 @@ ROOMS = {
         "inference",
     ),
 }
+ROOMS["export"] = (*ROOMS["inference"], "inference")
 ROOMS["stages"] = (*ROOMS["build"], "build")
 ROOMS["study"] = (*ROOMS["stages"], "stages")
-ROOMS["commands"] = (*ROOMS["study"], "study")
+ROOMS["commands"] = (*ROOMS["study"], "study", "export")
 ROOMS["__main__"] = ("system", "commands")
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from hiera_video.commands.arguments import make_parser
 from hiera_video.data.lists import VIDEO_SUFFIXES
 from hiera_video.inference import UnnamedModel, VideoModel, load
-from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.token_dial import KEEP_BY
 from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
@@ -148,7 +147,7 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             f"--{e}".replace("keep_units", "keep-units", 1) if of_option else f"--weights: {e}"
         )
         raise UserError(message) from e
-    if isinstance(model.module, MaskedAutoencoder):
+    if not model.is_classifier:
         raise UserError(
             f"--weights {args.weights}: a masked autoencoder knows no classes; fine-tune it first"
         )

@@ -12,6 +12,8 @@ from hiera_video.config import Config
 from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, write_manifest
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
+from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
+from hiera_video.models.onnx_model import OnnxModel
 from hiera_video.models.weights import classes_of, read_weights
 from hiera_video.stages.inputs import Input, build_classes, weights_to_use
 from hiera_video.stages.protocol import describe_dial
@@ -158,6 +160,8 @@ class FeaturesStage:
     def _model(self, weights: Path, log: RunLog) -> nn.Module:
         """The classifier that the weights belong to; of a masked autoencoder, its encoder."""
         config = self.config
+        if weights.suffix == ONNX_SUFFIX:
+            return self._onnx_model(weights)
         if config.task == "pretrain":
             model = build.build_encoder(config)
         else:
@@ -166,4 +170,23 @@ class FeaturesStage:
                 count = build_classes(config, self.videos).count
             model = build.build_model(build.model_spec(config, count), seed=config.seed)
         log.say(str(build.load_for_use(model, weights, key="features", from_mae=True)))
+        return model
+
+    def _onnx_model(self, file: Path) -> OnnxModel:
+        """Raises UserError where the config's clips, or what it asks for, are not the file's."""
+        data = self.config.data
+        clip = (data.num_frames, data.crop_size, data.crop_size)
+        try:
+            model = OnnxModel(file)
+        except ValueError as e:
+            raise UserError(f"test.weights: {e}") from e
+        if model.input_size != clip:
+            raise UserError(
+                f"test.weights: {file} takes clips of {model.input_size}, not of {clip} "
+                "(data.num_frames x data.crop_size x data.crop_size)"
+            )
+        wanted = ["features", *(f"stage{stage}" for stage in self.config.features.stages)]
+        missing = [name for name in wanted if name not in model.outputs]
+        if missing:
+            raise UserError(f"test.weights: {file} gives no {missing[0]} (export it with --maps)")
         return model

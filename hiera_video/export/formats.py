@@ -1,0 +1,116 @@
+"""ONNX, torch.export and AOTInductor: a graph written to a file, and run from it.
+
+Every file takes any number of clips, and says of itself what our weight files say (the model, its
+classes, its clip format), but for AOTInductor's, which keeps no such thing.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiera_video.export.graph import INPUT, Graph
+from hiera_video.models.onnx_model import METADATA_KEY, OnnxModel
+from hiera_video.system.files import written_whole
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]  # a clip as the graph takes it -> what it gives
+MOST_CLIPS = 4096  # in one call
+
+
+def write_onnx(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+    """example: two clips. Raises ValueError where onnx is not installed."""
+    with _quiet():
+        try:
+            program: Any = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: _batch()},),
+                input_names=[INPUT],
+                output_names=graph.names,
+                verbose=False,
+            )
+        except ModuleNotFoundError as e:
+            raise ValueError(f"--to onnx needs {e.name}: pip install 'hiera_video[onnx]'") from e
+        program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+        program.save(str(file))
+
+
+def to_int8(source: Path, file: Path) -> None:
+    """Weights of products as int8, inputs of products quantised as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet(), written_whole(file) as temporary:
+        quantize_dynamic(
+            source, temporary, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+        model = onnx.load(str(temporary))
+        known = {prop.key: prop.value for prop in onnx.load(str(source)).metadata_props}
+        onnx.helper.set_model_props(model, known)
+        onnx.save(model, str(temporary))
+
+
+def open_onnx(file: Path) -> Run:
+    return OnnxModel(file).outputs_of
+
+
+def write_pt2(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+    """example: two clips."""
+    extra = {f"{METADATA_KEY}.json": json.dumps(metadata)}
+    with _quiet(), written_whole(file) as temporary:
+        torch.export.save(_program(graph, example), temporary, extra_files=extra)
+
+
+def open_pt2(file: Path) -> Run:
+    return torch.export.load(file).module()
+
+
+def write_aoti(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+    """Compiled for this kind of processor. example: two clips. Raises ValueError."""
+    with _quiet():
+        try:
+            torch._inductor.aoti_compile_and_package(
+                _program(graph, example), package_path=str(file)
+            )
+        except Exception as e:  # no compiler, or one that fails
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise ValueError(f"--to aoti: it does not compile here: {reason}") from e
+
+
+def open_aoti(file: Path) -> Run:
+    loaded: Any = torch._inductor.aoti_load_package(str(file))
+
+    def run(clip: Tensor) -> tuple[Tensor, ...]:
+        return tuple(loaded(clip))
+
+    return run
+
+
+def _program(graph: Graph, example: Tensor) -> Any:
+    return torch.export.export(graph, (example,), dynamic_shapes=({0: _batch()},))
+
+
+def _batch() -> Any:
+    return torch.export.Dim("batch", min=1, max=MOST_CLIPS)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters speak of themselves at length."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(nowhere):
+                yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,161 @@
+"""tools/export.py: what is written, read again by what would read it elsewhere."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, SHORT, start
+from safetensors.torch import load_file
+
+import hiera_video
+from hiera_video.data.lists import read_videos
+from hiera_video.data.transforms import normalise
+from hiera_video.models.onnx_model import OnnxModel
+
+pytest.importorskip("onnxscript", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnx is not installed")
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "run"
+    start(f"data.root={shapes}", f"output={out}", "init.weights=null", *SHORT, cfg=FINETUNE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def videos(shapes):
+    found = read_videos("val.csv", root=shapes)
+    return [shapes / found.path(row) for row in range(3)]
+
+
+@pytest.fixture(scope="module")
+def onnx(
+    trained,
+    videos,
+    tmp_path_factory,
+):
+    """With maps, and pixels as they are decoded."""
+    from hiera_video.__main__ import main
+
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    given = ["--to", "onnx", str(file), "--maps", "--pixels", "--videos", str(videos[0])]
+    main(["export", "--weights", str(trained), *given])
+    return file
+
+
+def test_onnx_predicts_as_the_model_does(trained, onnx, videos):
+    ours = hiera_video.load(trained)
+    theirs = hiera_video.load(onnx)
+    assert theirs.classes == ours.classes and theirs.format == ours.format
+    for video in videos:
+        pairs = zip(ours.predict(video, top=5), theirs.predict(video, top=5))
+        for a, b in pairs:
+            assert a.label == b.label and a.score == pytest.approx(b.score, abs=1e-5)
+        a, b = (model.features(video) for model in (ours, theirs))
+        torch.testing.assert_close(a.features, b.features, rtol=1e-4, atol=1e-5)
+        assert (a.times == b.times).all()
+    ours.close()
+    theirs.close()
+
+
+def test_onnx_without_our_code(trained, onnx, videos):
+    """In onnxruntime alone: uint8 in, names of the outputs, any number of clips, what it is of."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx))
+    ours = hiera_video.load(trained)
+    clips = ours.clips(videos[0], 5)
+    ours.close()
+    found = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {"clip": clips.numpy()}))
+    )
+    assert list(found) == ["logits", "features", "stage1", "stage2", "stage3", "stage4"]
+    with torch.inference_mode():
+        given = normalise(clips, ours.format.mean, ours.format.std)
+        maps = ours.module.feature_maps(given)
+        torch.testing.assert_close(
+            torch.from_numpy(found["logits"]), ours.module(given), rtol=1e-4, atol=1e-5
+        )
+    for stage, ours_of_stage in enumerate(maps, start=1):
+        theirs = torch.from_numpy(found[f"stage{stage}"])
+        torch.testing.assert_close(theirs, ours_of_stage, rtol=1e-4, atol=1e-4)
+    known = json.loads(session.get_modelmeta().custom_metadata_map["hiera_video"])
+    assert known["classes"] == ours.classes
+
+
+def test_features_of_an_onnx_file(trained, onnx, shapes, tmp_path, tool):
+    """The command's files are those of the weights themselves, maps too."""
+    given = ("--cfg", trained / "config.yaml", "--videos", shapes / "val.csv")
+    for name, weights in (("ours", trained), ("theirs", onnx)):
+        output = ("--output", tmp_path / name, "features.stages=[4]")
+        tool("tools/extract_features.py", *given, "--weights", weights, *output)
+    with open(tmp_path / "ours/manifest.csv") as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        a, b = (load_file(tmp_path / name / row["file"]) for name in ("ours", "theirs"))
+        assert a.keys() == b.keys() and "stage4" in a
+        for key, tensor in a.items():
+            torch.testing.assert_close(tensor.float(), b[key].float(), rtol=1e-3, atol=1e-3)
+    small = ("--output", tmp_path / "small", "data.crop_size=32")
+    command = ("tools/extract_features.py", *given, "--weights", onnx, *small)
+    assert "takes clips of" in tool(*command, check=2).stderr
+
+
+@pytest.mark.parametrize("form", ["pt2", pytest.param("aoti", marks=pytest.mark.trial)])
+def test_torch_forms(trained, videos, tmp_path, tool, form):
+    file = tmp_path / "model.pt2"
+    command = ("tools/export.py", "--weights", trained, "--to", form, file, "--videos", *videos)
+    said = tool(*command).stdout
+    assert "8 real clips" in said and "100% of predictions equal" in said
+    if form == "pt2":
+        known = {"hiera_video.json": ""}
+        module = torch.export.load(file, extra_files=known).module()
+        model = hiera_video.load(trained)
+        clip = model.middle_clip(videos[0])
+        logits, features = module(clip)
+        assert torch.equal(logits, model(clip)) and torch.equal(
+            features, model.module.features(clip)
+        )
+        assert json.loads(known["hiera_video.json"])["classes"] == model.classes
+        model.close()
+
+
+def test_int8(trained, tmp_path, tool):
+    file = tmp_path / "model.onnx"
+    said = tool("tools/export.py", "--weights", trained, "--to", "onnx", file, "--int8").stdout
+    first, second = said.splitlines()
+    assert "(onnx, " in first and "(int8, " in second and "of predictions equal" in second
+    assert "drawn clips" in second
+    assert OnnxModel(file).metadata["classes"] == hiera_video.load(trained).classes
+
+
+def test_an_autoencoder_gives_features(shapes, tmp_path, tool):
+    start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
+    file = tmp_path / "mae.onnx"
+    tool("tools/export.py", "--weights", tmp_path / "run", "--to", "onnx", file)
+    assert OnnxModel(file).outputs == ["features"]
+    video = next((shapes / "val").rglob("*.mp4"))
+    a, b = (hiera_video.load(weights).features(video) for weights in (tmp_path / "run", file))
+    torch.testing.assert_close(a.features, b.features, rtol=1e-4, atol=1e-5)
+    said = tool("tools/predict.py", video, "--weights", file, check=2).stderr
+    assert "a masked autoencoder knows no classes" in said
+
+
+def test_what_differs_is_exit_3(trained, tmp_path, tool):
+    given = ("--to", "onnx", tmp_path / "x.onnx", "--tolerance", "1e-12")
+    done = tool("tools/export.py", "--weights", trained, *given, check=3)
+    assert "more than --tolerance 1e-12" in done.stderr
+
+
+def test_other_onnx_files_are_refused(tmp_path, tool, onnx):
+    import onnx as library
+
+    model = library.load(str(onnx))
+    del model.metadata_props[:]
+    library.save(model, str(tmp_path / "foreign.onnx"))
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    for name, words in (("foreign", "was not written by"), ("broken", "no ONNX file")):
+        with pytest.raises(ValueError, match=words):
+            hiera_video.load(tmp_path / f"{name}.onnx")
