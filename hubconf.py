@@ -27,5 +27,4 @@ def _build(name: str, *, weights: str | None = None, **arguments: _Any) -> _Modu
     return model
 
 
-for _name in _list_models():
-    globals()[_name] = _partial(_build, _name)
+globals().update({name: _partial(_build, name) for name in _list_models()})

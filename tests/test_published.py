@@ -1,5 +1,6 @@
 """Published weights by name: from a local server with files of one's own."""
 
+import runpy
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from local_server import BIG
 
 import hiera_video
 from hiera_video.data.lists import read_videos
-from hiera_video.models import create_hiera, create_hiera_mae, load_weights
+from hiera_video.models import create_hiera, create_hiera_mae, list_models, load_weights
 from hiera_video.models.published import PUBLISHED, published
 from hiera_video.system import remote
 
@@ -158,3 +159,15 @@ def test_verify_accuracy(mirror, shapes, tmp_path, tool):
     done = tool(*given)
     assert "top-1 100.00 of 2 videos" in done.stdout
     assert "not checked: the other 1 videos" in done.stdout
+
+
+def test_torch_hub():
+    """Every name, with the constructor's arguments; weights by what comes after the dot."""
+    hub = runpy.run_path(str(ROOT / "hubconf.py"))
+    names = {name for name, entry in hub.items() if callable(entry) and name[0] != "_"}
+    assert names == set(list_models()) and "safetensors" in hub["dependencies"]
+    small = dict(embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), num_classes=5)
+    model = torch.hub.load(str(ROOT), "hiera_tiny_16x224", source="local", **small)
+    assert model.head.projection.out_features == 5
+    with pytest.raises(ValueError, match="no weights at nowhere"):
+        torch.hub.load(str(ROOT), "hiera_tiny_16x224", source="local", weights="nowhere", **small)
