@@ -108,7 +108,7 @@ class VideoModel:
         return self._forward.device
 
     def __call__(self, clip: Tensor) -> Any:
-        """clip: float [B, 3, T, S, S], normalised -> logits [B, classes]"""
+        """clip: float [B, 3, T, S, S], normalised (images: [B, 3, S, S]) -> logits [B, classes]"""
         return self.module(clip)
 
     def predict(
@@ -177,11 +177,18 @@ class VideoModel:
             return "logits" in self.module.outputs
         return not isinstance(self.module, MaskedAutoencoder)
 
+    @property
+    def takes_video(self) -> bool:
+        """Else it is a model of images, and `model(image)` is all that it can do."""
+        return len(getattr(self.module, "input_size", (1, 1, 1))) == 3
+
     def _check_classifier(self) -> None:
         if not self.is_classifier:
             raise ValueError("a masked autoencoder knows no classes; fine-tune it first")
 
     def _dataset(self, video: str | Path, sample: ClipSampler, crops: int) -> ClipDataset:
+        if not self.takes_video:
+            raise ValueError("the model takes images, not video")
         videos = VideoList([join(Path.cwd(), video)], [-1])
         return ClipDataset(
             videos, sample=sample, transform=self.format.crops(crops), source=self._source
@@ -225,7 +232,7 @@ def load(
     keep_units: float = 1.0,
     keep_units_by: str = "random",
 ) -> VideoModel:
-    """The model of a weight file, step folder, run folder or published name.
+    """The model of a weight file, step folder, run folder, published name or Hugging Face folder.
 
     model, classes: its name and its classes' names, where the file does not say them (published
     files do not). device: auto, cpu or cuda. timeout_s: for decoding one video; one that takes
@@ -263,7 +270,7 @@ def load(
         module = create_model(name, **arguments)
     except ValueError as e:
         raise ValueError(f"model: {e}") from e
-    if len(getattr(module, "input_size", (1, 1, 1))) != 3:
+    if model is not None and len(getattr(module, "input_size", (1, 1, 1))) != 3:
         raise ValueError(f"model: {name} takes images, not video")
     if keep_units < 1 and not isinstance(module, Trunk):
         raise ValueError(

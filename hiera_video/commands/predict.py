@@ -147,6 +147,8 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             f"--{e}".replace("keep_units", "keep-units", 1) if of_option else f"--weights: {e}"
         )
         raise UserError(message) from e
+    if not model.takes_video:
+        raise UserError(f"--model: {args.model or args.weights} takes images, not video")
     if not model.is_classifier:
         raise UserError(
             f"--weights {args.weights}: a masked autoencoder knows no classes; fine-tune it first"

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hiera_video.models.huggingface import described, hub_folder, official_names
 from hiera_video.models.published import nearest, published
 from hiera_video.models.resize import fit_to_model
 from hiera_video.system.files import local
@@ -65,8 +66,9 @@ def weights_file(path: str | Path) -> Path:
     named = published(path)
     if named is not None:
         return named.fetched()
+    on_hub = hub_folder(path)
     try:
-        path = Path(local(path))
+        path = Path(local(path)) if on_hub is None else on_hub
     except OSError as e:
         raise ValueError(str(e)) from e
     newest = (path / "checkpoints" / "latest").resolve()
@@ -86,9 +88,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             with safe_open(file, framework="pt") as f:
                 metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
-                return {name: f.get_tensor(name) for name in f.keys()}, metadata  # noqa: SIM118
+                state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         except SafetensorError as e:
             raise ValueError(f"{file} is not a safetensors file: {e}") from e
+        if metadata:
+            return state, metadata
+        metadata, is_renamed = described(file.parent)
+        return official_names(state) if is_renamed else state, metadata
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # of bytes that are no pickle, the unpickler may make anything

@@ -1,0 +1,135 @@
+"""Weights in the folders of others: `config.json` beside `model.safetensors`.
+
+The official package writes one (PyTorchModelHubMixin: its constructor's arguments, its names), and
+transformers does (HieraModel, HieraForImageClassification, HieraForPreTraining: images; names of
+its own). Read by weights.py; `hub_folder` also gets one from the hub.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hiera_video.models.arguments import HieraArgs, MAEArgs
+from hiera_video.models.zoo import SIZES
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# transformers' names -> official ones; `stages.S.layers.L` counts blocks stage by stage.
+RENAMED = {
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "embeddings.position_embeddings": "pos_embed",
+    "pooler.layernorm.": "norm.",
+    "classifier.": "head.projection.",
+    "multiscale_fusion.": "",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_embeddings.": "decoder_embed.",
+    "decoder.decoder_position_embeddings": "decoder_pos_embed",
+    "decoder.decoder_block.layers.": "decoder_blocks.",
+    "decoder.decoder_norm.": "decoder_norm.",
+    "decoder.decoder_pred.": "decoder_pred.",
+}
+IN_BLOCK = {".layernorm_before.": ".norm1.", ".layernorm_after.": ".norm2."}
+BLOCK = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.")
+# transformers' config -> our arguments, where the names differ.
+ARGUMENTS = {
+    "image_size": "input_size",
+    "num_channels": "in_chans",
+    "depths": "stages",
+    "num_query_pool": "q_pool",
+    "query_stride": "q_stride",
+    "masked_unit_size": "mask_unit_size",
+    "masked_unit_attention": "mask_unit_attn",
+    "embed_dim_multiplier": "dim_mul",
+    "patch_size": "patch_kernel",
+    "decoder_hidden_size": "decoder_embed_dim",
+}
+
+
+def hub_folder(name: str | Path) -> Path | None:
+    """The folder of a model on the hub, such as `facebook/hiera_base_16x224`; fetched once.
+
+    None where `name` is none: it has another form, or its first part is a folder here. Raises
+    ValueError.
+    """
+    text = str(name)
+    if not HUB_NAME.fullmatch(text) or Path(text.split("/")[0]).exists():
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, "*.pth"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise ValueError(f"{text} is no file or folder here, and not to be had: {reason}") from e
+
+
+def described(folder: Path) -> tuple[dict[str, Any], bool]:
+    """(metadata as of a weight file of ours, whether names are transformers'); ({}, False) if none.
+
+    Raises ValueError for a config of another model.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return {}, False
+    if config.get("model_type") == "hiera":
+        return _of_transformers(config), True
+    if "input_size" in config and "model_type" not in config:
+        is_mae = "decoder_embed_dim" in config
+        # The constructor's own default, which the named autoencoders override.
+        return {"model": _model({"q_pool": 3, **config}, is_mae=is_mae), "classes": []}, False
+    return {}, False
+
+
+def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under transformers' names -> under official ones."""
+    names = [name.removeprefix("hiera.") for name in state]
+    places = sorted({(int(m[1]), int(m[2])) for name in names if (m := BLOCK.match(name))})
+    number = {place: k for k, place in enumerate(places)}
+    renamed = {}
+    for name, tensor in zip(names, state.values()):
+        for theirs, ours in RENAMED.items():
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
+        name = BLOCK.sub(lambda m: f"blocks.{number[int(m[1]), int(m[2])]}.", name)
+        for theirs, ours in IN_BLOCK.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    return renamed
+
+
+def _of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    is_mae = "HieraForPreTraining" in config.get("architectures", [])
+    names = config.get("id2label", {})
+    classes = [names[str(k)] for k in range(len(names))]
+    heads = config["num_heads"]
+    arguments = {ARGUMENTS.get(key, key): value for key, value in config.items()}
+    arguments |= {"num_heads": heads[0], "head_mul": heads[1] / heads[0] if len(heads) > 1 else 2.0}
+    arguments["num_classes"] = 0 if is_mae else len(classes)
+    known = [] if is_mae or "LABEL_0" in classes else classes
+    return {"model": _model(arguments, is_mae=is_mae), "classes": known}
+
+
+def _model(arguments: Mapping[str, Any], *, is_mae: bool) -> dict[str, Any]:
+    """The model of our zoo that comes nearest, and all arguments that make it theirs."""
+    family = MAEArgs if is_mae else HieraArgs
+    own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(family)}
+    own |= {key: value for key, value in arguments.items() if key in own and value is not None}
+    sizes = [
+        size
+        for size, known in SIZES.items()
+        if known["embed_dim"] == own["embed_dim"] and list(known["stages"]) == list(own["stages"])
+    ]
+    clip = "16x224" if len(own["input_size"]) == 3 else "224"
+    name = f"{'mae_' if is_mae else ''}hiera_{(sizes or ['base'])[0]}_{clip}"
+    return {"name": name, "arguments": own}
