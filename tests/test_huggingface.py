@@ -1,9 +1,14 @@
 """Weights in the folders of the official package and of transformers; live parity with both."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import FINETUNE, SHORT, start
+from safetensors.torch import save_file
 
 import hiera_video
 from hiera_video.models import create_hiera, load_weights
@@ -103,6 +108,85 @@ def test_official_folders(tmp_path, name):
             expected = theirs(clip, mask=keep)[0]
             found = ours.module(clip, keep=keep).loss
         assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def exported(shapes, tmp_path_factory):
+    """(a run, the folder that was made of it)"""
+    from hiera_video.__main__ import main
+
+    out = tmp_path_factory.mktemp("hub")
+    start(f"data.root={shapes}", f"output={out}/run", "init.weights=null", *SHORT, cfg=FINETUNE)
+    main(["export", "--weights", f"{out}/run", "--to", "hf", f"{out}/folder"])
+    return out / "run", out / "folder"
+
+
+def test_a_pipeline_predicts_as_we_do(exported, shapes):
+    """From the middle clip of the file, by transformers' own pipeline."""
+    run, folder = exported
+    classify = transformers.pipeline(
+        "video-classification", model=str(folder), trust_remote_code=True
+    )
+    for source in (run, folder):  # ours reads the folder, too
+        model = hiera_video.load(source, device="cpu")
+        for video in sorted((shapes / "val").rglob("*.mp4"))[:3]:
+            found = classify(str(video), top_k=3)
+            expected = model.predict(video, clips=1, crops=1, top=3)
+            for theirs, ours in zip(found, expected):
+                assert theirs["label"] == ours.label
+                assert theirs["score"] == pytest.approx(ours.score, abs=1e-4)
+        model.close()
+
+
+def test_a_pipeline_on_a_real_clip(exported, clips):
+    """30 frames/s, wide, longer than a clip."""
+    run, folder = exported
+    classify = transformers.pipeline(
+        "video-classification", model=str(folder), trust_remote_code=True
+    )
+    model = hiera_video.load(run, device="cpu")
+    found = classify(str(clips / "dog.mp4"), top_k=2)
+    for theirs, ours in zip(found, model.predict(clips / "dog.mp4", clips=1, crops=1, top=2)):
+        assert theirs["label"] == ours.label
+        assert theirs["score"] == pytest.approx(ours.score, abs=1e-4)
+    model.close()
+
+
+def test_the_folder_needs_no_package_of_ours(exported, tmp_path):
+    """In an interpreter that cannot import hiera_video; logits and features as ours."""
+    run, folder = exported
+    model = hiera_video.load(run, device="cpu")
+    clip = torch.randn(1, 3, *model.module.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        save_file({"clip": clip, "logits": model(clip)}, tmp_path / "x.safetensors")
+    code = f"""
+import sys
+sys.modules["hiera_video"] = None
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForVideoClassification
+known = load_file("{tmp_path}/x.safetensors")
+model = AutoModelForVideoClassification.from_pretrained("{folder}", trust_remote_code=True)
+torch.testing.assert_close(model(known["clip"]).logits, known["logits"], rtol=1e-4, atol=1e-5)
+loss = model(known["clip"], labels=torch.tensor([1])).loss
+loss.backward()
+assert model.model.patch_embed.proj.weight.grad.isfinite().all()
+encoder = AutoModel.from_pretrained("{folder}", trust_remote_code=True)
+assert encoder(known["clip"]).pooler_output.shape[0] == 1
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_card_says_what_the_run_knows(exported):
+    run, folder = exported
+    card = (folder / "README.md").read_text()
+    top1 = json.loads((run / "test/metrics.json").read_text())["top1"]
+    assert f"| top-1, top-5 | {top1:.2f}, " in card and "5 clips x 3 crops" in card
+    assert "| started from | random weights |" in card and "train.csv" in card
 
 
 def test_a_folder_of_another_model(tmp_path):

@@ -2,12 +2,15 @@
 
     hiera-video export --weights runs/own --to onnx own.onnx
     hiera-video export --weights runs/own --to onnx own.onnx --pixels --int8
+    hiera-video export --weights runs/own --to hf own_hf
     hiera-video export --weights hiera_base_16x224.mae_k400_ft_k400 --to pt2 b.pt2 --videos dog.mp4
 
-onnx: for onnxruntime and others; `hiera-video predict` and `extract-features` read it, too. pt2:
-torch.export's; aoti: compiled for this kind of processor by AOTInductor. All take `clip`, float
-[batch, 3, T, S, S] and normalised or, with --pixels, uint8, and give `logits`, `features` and, with
---maps, `stage1` to `stage4` ([batch, t, h, w, C]). Of a masked autoencoder, its encoder's.
+hf: a folder for transformers, with its own code and a model card:
+`pipeline("video-classification", model=OUT, trust_remote_code=True)`. onnx: for onnxruntime and
+others; `hiera-video predict` and `extract-features` read it, too. pt2: torch.export's; aoti:
+compiled for this kind of processor by AOTInductor. These three take `clip`, float [batch, 3, T, S,
+S] and normalised or, with --pixels, uint8, and give `logits`, `features` and, with --maps, `stage1`
+to `stage4` ([batch, t, h, w, C]). Of a masked autoencoder, its encoder's.
 
 What was written is read again, and real clips (--videos; else drawn ones) go through both: the
 largest difference (relative to the largest value) and the share of equal predictions are printed,
@@ -27,10 +30,11 @@ from torch import Tensor
 from hiera_video.commands.arguments import make_parser
 from hiera_video.commands.predict import find_videos
 from hiera_video.data.transforms import normalise
-from hiera_video.export import formats
+from hiera_video.export import formats, huggingface
 from hiera_video.export.check import Comparison, compare
 from hiera_video.export.graph import Graph
 from hiera_video.inference import UnnamedModel, VideoModel, load
+from hiera_video.models.published import LICENCE, published
 from hiera_video.models.weights import read_weights
 from hiera_video.system.errors import RunStopped, UserError, VideoError
 
@@ -53,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", required=True, help="weight file, step folder, run folder or published name"
     )
-    parser.add_argument("--to", choices=tuple(FORMS), required=True)
+    parser.add_argument("--to", choices=(*FORMS, "hf"), required=True)
     parser.add_argument("target", metavar="OUT", type=Path)
     parser.add_argument("--model", help="name, where the weights do not say it")
     parser.add_argument("--maps", action="store_true", help="give the map of every stage, too")
@@ -79,6 +83,9 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{e}: --model") from e
     except ValueError as e:
         raise UserError(str(e)) from e
+    if args.to == "hf":
+        hand_to_hub(model, metadata, args)
+        return
     metadata = {**metadata, "mean": list(model.format.mean), "std": list(model.format.std)}
     graph = Graph(model, maps=args.maps, pixels=args.pixels).eval()
     clips, whose = clips_to_try(model, args)
@@ -99,6 +106,29 @@ def main(args: argparse.Namespace) -> None:
             judge(args.target, found, math.inf if allowed is None else allowed)
     except ValueError as e:
         raise UserError(str(e)) from e
+
+
+def hand_to_hub(model: VideoModel, metadata: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes the folder, and tries it where transformers is installed. Raises UserError."""
+    if args.maps or args.pixels:
+        raise UserError("--maps and --pixels are for the other forms")
+    clips, whose = clips_to_try(model, args)
+    clips = normalise(clips, model.format.mean, model.format.std)
+    try:
+        rows = huggingface.rows_of_run(args.weights)
+        named = published(args.weights)
+        if named is not None:
+            rows |= {"weights": named.name, "licence of the weights": LICENCE}
+        huggingface.write_folder(model, args.target, metadata, rows)
+        run = huggingface.open_folder(args.target)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    if run is None:
+        print(f"{args.target}: not tried: transformers is not installed")
+        return
+    found = compare(Graph(model).eval(), run, clips)
+    say("hf", args.target / huggingface.WEIGHTS, found, whose)
+    judge(args.target, found, 1e-5 if args.tolerance is None else args.tolerance)
 
 
 def clips_to_try(model: VideoModel, args: argparse.Namespace) -> tuple[Tensor, str]:

@@ -26,7 +26,7 @@ MOST_CLIPS = 4096  # in one call
 
 def write_onnx(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
     """example: two clips. Raises ValueError where onnx is not installed."""
-    with _quiet():
+    with quiet():
         try:
             program: Any = torch.onnx.export(
                 graph,
@@ -48,7 +48,7 @@ def to_int8(source: Path, file: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet(), written_whole(file) as temporary:
+    with quiet(), written_whole(file) as temporary:
         quantize_dynamic(
             source, temporary, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
         )
@@ -65,7 +65,7 @@ def open_onnx(file: Path) -> Run:
 def write_pt2(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
     """example: two clips."""
     extra = {f"{METADATA_KEY}.json": json.dumps(metadata)}
-    with _quiet(), written_whole(file) as temporary:
+    with quiet(), written_whole(file) as temporary:
         torch.export.save(_program(graph, example), temporary, extra_files=extra)
 
 
@@ -75,7 +75,7 @@ def open_pt2(file: Path) -> Run:
 
 def write_aoti(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
     """Compiled for this kind of processor. example: two clips. Raises ValueError."""
-    with _quiet():
+    with quiet():
         try:
             torch._inductor.aoti_compile_and_package(
                 _program(graph, example), package_path=str(file)
@@ -103,7 +103,7 @@ def _batch() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Exporters speak of themselves at length."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -19,6 +19,7 @@ from hiera_video.models.zoo import SIZES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+FILES = (".pth", ".pt", ".safetensors", ".onnx")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # transformers' names -> official ones; `stages.S.layers.L` counts blocks stage by stage.
 RENAMED = {
@@ -54,11 +55,12 @@ ARGUMENTS = {
 def hub_folder(name: str | Path) -> Path | None:
     """The folder of a model on the hub, such as `facebook/hiera_base_16x224`; fetched once.
 
-    None where `name` is none: it has another form, or its first part is a folder here. Raises
-    ValueError.
+    None where `name` is none: it has another form, is a file's, or its first part is a folder here.
+    Raises ValueError.
     """
     text = str(name)
-    if not HUB_NAME.fullmatch(text) or Path(text.split("/")[0]).exists():
+    is_local = Path(text.split("/")[0]).exists() or Path(text).suffix in FILES
+    if is_local or not HUB_NAME.fullmatch(text):
         return None
     try:
         from huggingface_hub import snapshot_download

@@ -27,7 +27,7 @@ METADATA_KEY = "hiera_video"
 WRAPPERS = ("model_state", "model", "state_dict", "module")
 HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official, and timm's
 # Prefixes left by DataParallel, torch.compile and encoders inside other models.
-PREFIXES = ("module.", "_orig_mod.", "encoder.")
+PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.")
 # Prefixes of timm's names for the image models -> official ones.
 TIMM = {"head.norm.": "norm.", "head.fc.": "head.projection."}
 OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
@@ -92,7 +92,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except SafetensorError as e:
             raise ValueError(f"{file} is not a safetensors file: {e}") from e
         if metadata:
-            return state, metadata
+            return _unwrap(state, str(file)), metadata
         metadata, is_renamed = described(file.parent)
         return official_names(state) if is_renamed else state, metadata
     try:

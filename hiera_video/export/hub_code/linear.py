@@ -1,0 +1,5 @@
+"""The linear layer of all models."""
+
+from torch.nn import Linear
+
+__all__ = ["Linear"]
