@@ -83,8 +83,7 @@ class Published:
     def fetched(self) -> Path:
         """The file, downloaded if it is not there. Raises ValueError."""
         try:
-            if not self.file.exists():
-                download(self.url, self.file)
+            if download(self.url, self.file):
                 print(f"{self.name}: licence {LICENCE}, in {self.file}", file=sys.stderr)
         except OSError as e:
             reason = e.reason if type(e) is URLError else e

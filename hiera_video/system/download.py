@@ -18,14 +18,16 @@ from hiera_video.system.stores import version_of
 LINE_S = 30.0  # between two lines of a log
 
 
-def download(url: str, file: Path) -> None:
+def download(url: str, file: Path) -> bool:
     """Fetches the file, unless it is there. Tells on stderr how it gets on. Raises OSError.
+
+    Returns whether it was fetched by this process.
 
     A transfer that breaks off, or is killed, goes on where it was, as long as the server has the
     same content. Of several processes one fetches, and the others wait for it.
     """
     if file.exists():
-        return
+        return False
     version = version_of(url)
     file.parent.mkdir(parents=True, exist_ok=True)
     tag = hashlib.sha256(f"{url} {version.tag}".encode()).hexdigest()[:8]
@@ -33,7 +35,7 @@ def download(url: str, file: Path) -> None:
     with _held(partial) as (name, target):
         if file.exists():  # another process was first
             name.unlink(missing_ok=True)
-            return
+            return False
         with _Shown(target, file.name, version.size) as shown:
             append_all(url, None, shown)
         came = target.tell()
@@ -41,6 +43,7 @@ def download(url: str, file: Path) -> None:
             name.unlink()
             raise ConnectionError(f"{url} gave {came} bytes of {version.size}")
         name.replace(file)
+    return True
 
 
 @contextmanager
