@@ -29,6 +29,7 @@ from hiera_video.data.loading import (
 from hiera_video.data.sampling import (
     ClipSampler,
     ClipShape,
+    ConsecutiveWindows,
     PyTorchVideoClips,
     RandomClip,
     RandomSegments,
@@ -337,7 +338,11 @@ def features_loader(
     """
     format = clip_format(config)
     options = config.features
-    sample = format.uniform(options.clips) if options.clips else format.windows(options.hop_s)
+    sample: ClipSampler = format.windows(options.hop_s)
+    if options.clips is not None:
+        sample = format.uniform(options.clips)
+    elif options.stride_frames is not None:
+        sample = ConsecutiveWindows(config.data.num_frames, options.stride_frames)
     # A video that failed in an earlier run may be whole again.
     dataset = _eval_set(config, videos, sample, crops=1, quarantine=False)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)

@@ -23,6 +23,7 @@ TASKS = ("pretrain", "classify")
 DEVICES = ("auto", "cpu", "cuda")
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 DTYPES = ("float32", "float16")
+LAYOUTS = ("files", "actionformer", "opentad")
 TRAIN_SAMPLERS = ("random", "segments", "pytorchvideo.random")
 TEST_SAMPLERS = (None, "pytorchvideo.uniform", "pytorchvideo.constant_clips_per_video")
 
@@ -269,6 +270,10 @@ class FeaturesConfig:
     hop_s: float | None = None
     # So many clips of each video, as testing takes them, in place of windows over the whole.
     clips: int | None = None
+    # Frames of the file from window to window, whose own frames follow each other there.
+    stride_frames: int | None = None
+    # files (safetensors), or what action detectors read: actionformer, opentad (npy).
+    layout: str = "files"
     # Stages, of 1 to 4, whose maps are kept too.
     stages: tuple[int, ...] = ()
     # The mean of each map in place of the whole.
@@ -283,9 +288,20 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         require_coverage("features.min_coverage", self.min_coverage)
         require_one_of("features.dtype", self.dtype, DTYPES)
-        require_positive("features", self, "hop_s clips")
-        if self.hop_s is not None and self.clips is not None:
-            raise UserError("features.hop_s and features.clips: set one of them")
+        require_positive("features", self, "hop_s clips stride_frames")
+        require_one_of("features.layout", self.layout, LAYOUTS)
+        spacings = {"hop_s": self.hop_s, "clips": self.clips, "stride_frames": self.stride_frames}
+        given = [f"features.{name}" for name, value in spacings.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)}: set one of them")
+        if self.layout != "files":
+            if self.stride_frames is None:
+                raise UserError(f"features.layout={self.layout} needs features.stride_frames")
+            if self.average or self.stages:
+                raise UserError(
+                    f"features.layout={self.layout} holds one vector a window: leave "
+                    "features.average and features.stages alone"
+                )
         if not set(self.stages) <= {1, 2, 3, 4}:
             raise UserError(f"features.stages={list(self.stages)} must be among 1, 2, 3, 4")
 

@@ -174,7 +174,8 @@ class ClipDataset(Dataset):
         """A video's clips from number `first` on, in batches that take a bounded amount of memory.
 
         Where a chunk begins and ends depends on the video alone. Batches also hold `first` and
-        `total`, in clips, and `requested`: 1 in the last one, 0 before.
+        `total`, in clips, `fps` and `frames`, of the video, and `requested`: 1 in the last one, 0
+        before.
         """
         attempts = self._attempts(row)
         decoder = None
@@ -212,7 +213,12 @@ class ClipDataset(Dataset):
                 sample = self._views_of(frames, video.info, chunk, rng)
                 sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
                 is_last = start + size >= len(clips)
-                place = {"first": start, "total": len(clips), "requested": int(is_last)}
+                place: dict[str, Any] = {
+                    "first": start,
+                    "total": len(clips),
+                    "requested": int(is_last),
+                }
+                place |= {"fps": video.info.fps, "frames": len(grid)}
                 yield collate([sample]) | place
 
 

@@ -116,6 +116,19 @@ class VideoList:
             table=table,
         )
 
+    def whole_videos(self) -> "VideoList":
+        """Every video of it once, in the order of their first rows, whatever its segments."""
+        first = {self.written(i): i for i in reversed(range(len(self)))}
+        videos = self.subset(sorted(first.values()))
+        videos._segments = None
+        return videos
+
+    def label_text(self, i: int) -> str:
+        """As the list has it; several are joined by `;`, and there may be none."""
+        if self.header is not None and self._records is not None:
+            return label_texts([self._records[i]], self.header)[0]
+        return "" if self.label(i) < 0 else str(self.label(i))
+
     def numbered_by(self, names: Sequence[str], *, key: str) -> "VideoList":
         """Labels that were named by this list's own classes, by their places in `names`.
 

@@ -13,6 +13,7 @@ the steps are 4.2.
     uniform_clips     |clip 0    |clip 1    ...    clip 4|   starts spread over [0, N - span]
     segment_clips     | .   |  .  |   . |.    |  .  | .  |   one frame of each of T equal segments
     sliding_windows   |window 0 |window 1 |...   |last   |   every hop; the last ends with the video
+    consecutive_windows  as many frames as the clip has, which follow each other in the file
 
 The classes at the end are these functions with their arguments, as a data set takes them:
 `(frames, fps, rng) -> int64 [clips, T]`, and picklable, since workers may be started afresh.
@@ -123,6 +124,18 @@ def sliding_windows(
     if room - starts[-1] >= 1:
         starts.append(room)
     return np.stack([_spread(start, span, num_frames, num_frames_in_video) for start in starts])
+
+
+def consecutive_windows(num_frames_in_video: int, num_frames: int, stride: int) -> np.ndarray:
+    """Windows of frames that follow each other, one every `stride` frames: [windows, num_frames].
+
+    A last one that would reach beyond the video is left out (ActionFormer's features: `range(0, N -
+    num_frames + 1, stride)`); a video shorter than one window has one.
+    """
+    if num_frames_in_video < 1 or stride < 1:
+        raise ValueError(f"num_frames_in_video={num_frames_in_video}, stride={stride}: both > 0")
+    starts = np.arange(0, max(num_frames_in_video - num_frames, 0) + 1, stride)
+    return (starts[:, None] + np.arange(num_frames)).clip(max=num_frames_in_video - 1)
 
 
 def pytorchvideo_clips(
@@ -263,6 +276,18 @@ class SlidingWindows:
         return sliding_windows(
             count, fps, s.num_frames, s.sampling_rate, s.target_fps, hop_s=self.hop_s
         )
+
+
+@dataclass(frozen=True)
+class ConsecutiveWindows:
+    num_frames: int
+    stride: int
+
+    def span(self, fps: float) -> float:
+        return float(self.num_frames)
+
+    def __call__(self, count: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+        return consecutive_windows(count, self.num_frames, self.stride)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ from torch import Tensor
 
 from hiera_video.data.dataset import Batch
 from hiera_video.data.lists import VideoList
+from hiera_video.evaluation.detector_files import (
+    SUFFIX,
+    join_npy,
+    rows_of_npy,
+    video_ids,
+    write_npy,
+    write_sidecar,
+)
 from hiera_video.system.distributed import World
 from hiera_video.system.files import written_whole
 from hiera_video.system.tensors import save_file
@@ -34,28 +42,45 @@ class FeatureFiles:
 
     It holds `features [clips, dim]`, `times [clips, 2]` in seconds, and `stage1..4` where the model
     gives them. average: one row a video, the mean over its clips; its time is the video's.
+    arrays: `<video id>.npy` in their place (detector_files.py).
     """
 
     def __init__(
-        self, folder: Path, videos: VideoList, *, dtype: str = "float32", average: bool = False
+        self,
+        folder: Path,
+        videos: VideoList,
+        *,
+        dtype: str = "float32",
+        average: bool = False,
+        arrays: bool = False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.videos = videos
         self.dtype = DTYPES[dtype]
         self.average = average
+        self.ids = video_ids(videos) if arrays else None
         self.status: dict[int, str] = {}  # of the rows that were tried in this process
 
     def name(self, row: int) -> str:
         """Its row, which no other has, and what a file system surely takes of its own name."""
+        if self.ids is not None:
+            return f"{self.ids[row]}{SUFFIX}"
         stem = Path(self.videos.written(row)).stem.encode(errors="replace").replace(b"?", b"_")
         return f"{row:06d}_{stem[:NAME_BYTES].decode(errors='ignore')}.safetensors"
 
     def is_done(self, row: int) -> bool:
         try:
-            return _rows_of(self.folder / self.name(row)) > 0
-        except (OSError, SafetensorError):
+            return self.rows_of(row) > 0
+        except (OSError, SafetensorError, ValueError):
             return False
+
+    def rows_of(self, row: int) -> int:
+        """Raises OSError; SafetensorError or ValueError where it is not whole."""
+        file = self.folder / self.name(row)
+        if self.ids is None:
+            return _rows_of(file)
+        return rows_of_npy(file) if file.with_suffix(".json").exists() else 0
 
     def clear_leftovers(self) -> None:
         """Parts of videos that are done: a kill may have come between the join and their end."""
@@ -84,19 +109,27 @@ class FeatureFiles:
         tensors = {name: value[0].to(self.dtype).contiguous() for name, value in out.items()}
         tensors |= {"times": torch.from_numpy(times)}
         file = self.folder / self.name(row)
-        if batch["first"] == 0 and len(times) == batch["total"]:
-            _write(file, average([tensors]) if self.average else tensors)
+        total = batch["total"]
+        if batch["first"] == 0 and len(times) == total:
+            if self.ids is not None:
+                write_npy(file, tensors["features"])
+            else:
+                _write(file, average([tensors]) if self.average else tensors)
         else:
             folder = self.folder / PARTS / f"{row:06d}"
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / f"{batch['first']:08d}.safetensors", tensors)
-            if batch["first"] + len(times) < batch["total"]:
+            if batch["first"] + len(times) < total:
                 return
-            if self.average:
+            if self.ids is not None:
+                join_npy(self._parts(row), file, total)
+            elif self.average:
                 _write(file, average(load_file(part) for part in self._parts(row)))
             else:
                 join(self._parts(row), file)
             shutil.rmtree(folder, ignore_errors=True)  # another job may be clearing it
+        if self.ids is not None:
+            write_sidecar(file, fps=batch["fps"], frames=batch["frames"], rows=total)
         self.status[row] = "ok"
 
     def missing(self, row: int, reason: str) -> None:
@@ -111,7 +144,7 @@ class FeatureFiles:
         lines = []
         for row in rows:
             good = status.get(row, "ok") == "ok"
-            clips = _rows_of(self.folder / self.name(row)) if good else 0
+            clips = self.rows_of(row) if good else 0
             lines.append(
                 [
                     self.videos.written(row),

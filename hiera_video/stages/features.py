@@ -9,6 +9,7 @@ from torch import nn
 
 from hiera_video import build
 from hiera_video.config import Config
+from hiera_video.evaluation.detector_files import video_ids, write_index
 from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, write_manifest
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
@@ -21,6 +22,8 @@ from hiera_video.system.distributed import World
 from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.files import sha256_of, write_json
 from hiera_video.system.log import RunLog
+
+MADE_OF = "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,18 @@ class FeaturesStage:
     ):
         self.config = config
         self.world = world
-        self.videos = given.videos
+        self.arrays = config.features.layout != "files"
+        # Detectors know videos, whose segments are the ground truth.
+        self.videos = given.videos.whole_videos() if self.arrays else given.videos
+        self.segments = given.videos
         self.folder = folder
         self.shard = shard
         stages = list(config.features.stages)
         if stages and config.model.name in PYTORCHVIDEO_MODELS:
             raise UserError(f"features.stages={stages}: only a Hiera has stages")
         build.check_dial(config)
+        if self.arrays:
+            video_ids(self.videos)  # for its error
 
     def run(self, log: RunLog) -> None:
         config = self.config
@@ -68,7 +76,13 @@ class FeaturesStage:
             return
         model = self._model(weights, log).to(world.device).eval()
         options = config.features
-        files = FeatureFiles(self.folder, self.videos, dtype=options.dtype, average=options.average)
+        files = FeatureFiles(
+            self.folder,
+            self.videos,
+            dtype=options.dtype,
+            average=options.average,
+            arrays=self.arrays,
+        )
         rows = list(range(self.shard.number, len(self.videos), self.shard.count))
         world.on_main(files.clear_leftovers)
         left = world.on_main(lambda: [row for row in rows if not files.is_done(row)])
@@ -112,7 +126,7 @@ class FeaturesStage:
         }
         if self.config.test.keep_units < 1:
             made_of["share of the mask units"] = describe_dial(self.config)
-        stored = self.folder / "made_of.json"
+        stored = self.folder / MADE_OF
         self.folder.mkdir(parents=True, exist_ok=True)
         before = json.loads(stored.read_text()) if stored.exists() else made_of
         every = made_of.keys() | before.keys()
@@ -144,6 +158,8 @@ class FeaturesStage:
                 joined.append(list(rows_of_jobs[row % count][row // count].values()))
             write_manifest(self.folder / "manifest.csv", joined)
             log.say(f"all {count} shards are done: {self.folder / 'manifest.csv'}")
+        if self.arrays:
+            self._write_index()
         with contextlib.suppress(OSError):  # where other jobs still have parts
             (self.folder / PARTS).rmdir()
         limit = self.config.features.min_coverage
@@ -152,6 +168,19 @@ class FeaturesStage:
                 f"{good} of {len(lines)} videos have features, less than "
                 f"features.min_coverage={limit}; the same command tries the missing ones again"
             )
+
+    def _write_index(self) -> None:
+        config = self.config
+        size = config.test.short_side or config.data.crop_size
+        facts = {
+            "layout": config.features.layout,
+            "stride_frames": config.features.stride_frames,
+            "window_frames": config.data.num_frames,
+            "resize": f"short side {size}, centre crop of {config.data.crop_size}",
+            "model": config.model.name,
+            **json.loads((self.folder / MADE_OF).read_text()),
+        }
+        write_index(self.folder, self.videos, self.segments, facts)
 
     def _manifest(self, shard: Shard) -> Path:
         folder = self.folder if shard == WHOLE_LIST else shard.folder(self.folder)
