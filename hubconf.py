@@ -6,25 +6,29 @@ weights: what published weights of the model are called after the dot (`hiera-vi
 weight file; none are random ones. Other keywords are the constructor's.
 """
 
-from functools import partial as _partial
+from collections.abc import Callable as _Callable
 from typing import Any as _Any
 
 from torch.nn import Module as _Module
 
 from hiera_video.models import list_models as _list_models
 from hiera_video.models import load_weights as _load_weights
+from hiera_video.models.published import PUBLISHED as _PUBLISHED
 from hiera_video.models.zoo import create_model as _create_model
 
-dependencies = ["torch", "torchvision", "pytorchvideo", "safetensors", "tqdm"]
+dependencies = ["torch", "numpy", "safetensors", "tqdm"]
 
 
-def _build(name: str, *, weights: str | None = None, **arguments: _Any) -> _Module:
-    """weights: see above; they must fit the model."""
-    model = _create_model(name, **arguments)
-    if weights is not None:
-        named = f"{name.removeprefix('mae_')}.{weights}"
-        _load_weights(model, named if weights.startswith("mae_") else weights)
-    return model
+def _entry(name: str) -> _Callable[..., _Module]:
+    def build(*, weights: str | None = None, **arguments: _Any) -> _Module:
+        model = _create_model(name, **arguments)
+        if weights is not None:
+            known = f"{name.removeprefix('mae_')}.{weights}"
+            _load_weights(model, known if known in _PUBLISHED else weights)
+        return model
+
+    build.__doc__ = f"{name}. weights: published ones by what follows the dot, or a file."
+    return build
 
 
-globals().update({name: _partial(_build, name) for name in _list_models()})
+globals().update({name: _entry(name) for name in _list_models()})

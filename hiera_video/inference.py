@@ -253,7 +253,7 @@ def load(
             raise ValueError(
                 f"keep_units={keep_units}, precision={precision}: {weights} has its own"
             )
-        return _load_onnx(weights, classes, device=device, timeout_s=timeout_s)
+        return _load_onnx(weights, model, classes, device=device, timeout_s=timeout_s)
     state, metadata = read_weights(weights)
     is_mae = "decoder_pos_embed" in state
     stored = metadata.get("model", {})
@@ -294,13 +294,26 @@ def load(
 
 
 def _load_onnx(
-    file: str | Path, classes: Sequence[str] | None, *, device: str, timeout_s: float
+    file: str | Path,
+    model: str | None,
+    classes: Sequence[str] | None,
+    *,
+    device: str,
+    timeout_s: float,
 ) -> VideoModel:
     """What `hiera-video export --to onnx` wrote. Raises ValueError."""
-    module = OnnxModel(weights_file(file))
+    module = OnnxModel(weights_file(file), device=_device(device))
+    stored = module.metadata.get("model", {}).get("name")
+    if model is not None and model != stored:
+        raise ValueError(f"model: {file} is of {stored}, not of {model}")
+    names = list(module.metadata.get("classes", []) if classes is None else classes)
+    if names and module.num_classes not in (None, len(names)):
+        raise ValueError(
+            f"classes: {len(names)} names, but the model has {module.num_classes} classes"
+        )
     return VideoModel(
         module,
-        classes=module.metadata.get("classes", []) if classes is None else classes,
+        classes=names,
         format=ClipFormat.from_metadata(module.metadata),
         source=VideoSource(timeout_s=timeout_s),
         device=device,

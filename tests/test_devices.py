@@ -65,7 +65,7 @@ def test_a_setting_of_convolutions_alone_is_left_as_it_is():
         ({"avx512_bf16": True}, "bfloat16"),
         ({"neon": True, "bf16": True}, "bfloat16"),
         ({"neon": True, "bf16": False}, "float32"),
-        ({}, "bfloat16"),  # an older torch: not known
+        ({}, "float32"),  # not known
     ],
 )
 def test_auto_is_bfloat16_where_it_is_computed(monkeypatch, has, found):

@@ -11,10 +11,17 @@ from safetensors.torch import load_file
 import hiera_video
 from hiera_video.data.lists import read_videos
 from hiera_video.data.transforms import normalise
+from hiera_video.export import formats
+from hiera_video.export.check import compare
+from hiera_video.export.graph import Graph
+from hiera_video.models import create_hiera
 from hiera_video.models.onnx_model import OnnxModel
 
-pytest.importorskip("onnxscript", reason="onnx is not installed")
-pytest.importorskip("onnxruntime", reason="onnx is not installed")
+
+@pytest.fixture
+def has_onnx():
+    pytest.importorskip("onnxscript", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnx is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,8 @@ def onnx(
     tmp_path_factory,
 ):
     """With maps, and pixels as they are decoded."""
+    pytest.importorskip("onnxscript", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnx is not installed")
     from hiera_video.__main__ import main
 
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
@@ -85,6 +94,36 @@ def test_onnx_without_our_code(trained, onnx, videos):
     assert known["classes"] == ours.classes
 
 
+def test_what_an_onnx_file_fixes(trained, onnx, shapes, tmp_path, tool):
+    given = ("--cfg", trained / "config.yaml", "--videos", shapes / "val.csv", "--weights", onnx)
+    for number, (key, words) in enumerate(
+        (
+            ("data.crop_size=32", "takes clips of"),
+            ("test.keep_units=0.5", "test.keep_units=0.5"),
+            ("test.precision=bfloat16", "is exported with float32"),
+            ("data.mean=[0.5,0.5,0.5]", "data.mean="),
+        )
+    ):
+        output = ("--output", tmp_path / f"out{number}")
+        command = ("tools/extract_features.py", *given, *output, key)
+        assert words in tool(*command, check=2).stderr
+    for arguments, words in (
+        ({"classes": ["one"]}, "classes: 1 names"),
+        ({"model": "hiera_huge_16x224"}, "is of hiera_tiny_16x224"),
+        ({"keep_units": 0.5}, "keep_units=0.5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            hiera_video.load(onnx, **arguments)
+    with pytest.raises(ValueError, match="clips are"):
+        hiera_video.load(onnx)(torch.zeros(1, 3, 2, 8, 8))
+    assert (
+        "is for predict"
+        in tool(
+            "tools/convert_checkpoint.py", onnx, tmp_path / "x.pth", "--to", "official", check=2
+        ).stderr
+    )
+
+
 def test_features_of_an_onnx_file(trained, onnx, shapes, tmp_path, tool):
     """The command's files are those of the weights themselves, maps too."""
     given = ("--cfg", trained / "config.yaml", "--videos", shapes / "val.csv")
@@ -98,9 +137,6 @@ def test_features_of_an_onnx_file(trained, onnx, shapes, tmp_path, tool):
         assert a.keys() == b.keys() and "stage4" in a
         for key, tensor in a.items():
             torch.testing.assert_close(tensor.float(), b[key].float(), rtol=1e-3, atol=1e-3)
-    small = ("--output", tmp_path / "small", "data.crop_size=32")
-    command = ("tools/extract_features.py", *given, "--weights", onnx, *small)
-    assert "takes clips of" in tool(*command, check=2).stderr
 
 
 @pytest.mark.parametrize("form", ["pt2", pytest.param("aoti", marks=pytest.mark.trial)])
@@ -122,7 +158,7 @@ def test_torch_forms(trained, videos, tmp_path, tool, form):
         model.close()
 
 
-def test_int8(trained, tmp_path, tool):
+def test_int8(trained, tmp_path, tool, has_onnx):
     file = tmp_path / "model.onnx"
     said = tool("tools/export.py", "--weights", trained, "--to", "onnx", file, "--int8").stdout
     first, second = said.splitlines()
@@ -131,7 +167,7 @@ def test_int8(trained, tmp_path, tool):
     assert OnnxModel(file).metadata["classes"] == hiera_video.load(trained).classes
 
 
-def test_an_autoencoder_gives_features(shapes, tmp_path, tool):
+def test_an_autoencoder_gives_features(shapes, tmp_path, tool, has_onnx):
     start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
     file = tmp_path / "mae.onnx"
     tool("tools/export.py", "--weights", tmp_path / "run", "--to", "onnx", file)
@@ -143,10 +179,48 @@ def test_an_autoencoder_gives_features(shapes, tmp_path, tool):
     assert "a masked autoencoder knows no classes" in said
 
 
-def test_what_differs_is_exit_3(trained, tmp_path, tool):
-    given = ("--to", "pt2", tmp_path / "x.pt2", "--tolerance", "-1")
+def test_what_differs_is_told(trained, videos, tmp_path):
+    """A file whose weights were changed behind its back."""
+    file = tmp_path / "model.pt2"
+    model = hiera_video.load(trained, device="cpu")
+    graph = Graph(model).eval()
+    clips = normalise(model.clips(videos[0], 3), model.format.mean, model.format.std)
+    formats.write_pt2(graph, clips[:2], file, {})
+    assert compare(graph, formats.open_pt2(file), clips).largest == 0
+    with torch.no_grad():
+        model.module.head.projection.bias[1] += 0.5
+    found = compare(graph, formats.open_pt2(file), clips)
+    with torch.inference_mode():
+        expected = 0.5 / max(1, float(graph(clips[:1])[0].abs().max()))
+    assert found.differences["logits"] == pytest.approx(expected, rel=0.5)
+    assert found.differences["features"] == 0
+    model.close()
+
+
+def test_a_difference_is_exit_3_and_replaces_nothing(trained, tmp_path, tool):
+    file = tmp_path / "model.pt2"
+    file.write_text("what was there")
+    given = ("--to", "pt2", file, "--tolerance", "-1")
     done = tool("tools/export.py", "--weights", trained, *given, check=3)
     assert "more than --tolerance -1" in done.stderr
+    assert file.read_text() == "what was there" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_cannot_be_exported_is_one_line(trained, tmp_path, tool):
+    image = tmp_path / "image.pth"
+    torch.save(create_hiera("hiera_tiny_224").state_dict(), image)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    for given, words in (
+        (("--weights", image, "--to", "pt2", tmp_path / "x"), "does not say what model"),
+        (("--weights", trained, "--to", "pt2", tmp_path), "is a folder"),
+        (("--weights", trained, "--to", "aoti", tmp_path / "x"), "end in .pt2"),
+        (("--weights", trained, "--to", "hf", tmp_path / "mine"), "holds something else"),
+        (("--weights", trained, "--to", "hf", image), "holds something else"),
+        (("--weights", trained, "--to", "pt2", tmp_path / "x", "--int8"), "for --to onnx"),
+    ):
+        assert words in tool("tools/export.py", *given, check=2).stderr
+    assert (tmp_path / "mine/README.md").read_text() == "mine"
 
 
 def test_other_onnx_files_are_refused(tmp_path, tool, onnx):

@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, SHORT, start
+from conftest import FINETUNE, ROOT, SHORT, start
 from safetensors.torch import save_file
 
 import hiera_video
+from hiera_video.data.decode.readers import open_video
 from hiera_video.models import create_hiera, load_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -74,8 +76,9 @@ def test_the_encoder_alone(images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["classifier", "autoencoder"])
-def test_official_folders(tmp_path, name):
-    """What the official package saves, and what it reads."""
+def test_official_folders(shapes, tmp_path, name):
+    """What the official package saves; the clip's size comes with it."""
+    video = next((shapes / "val").rglob("*.mp4"))
     import hiera as official
 
     size = dict(
@@ -94,6 +97,7 @@ def test_official_folders(tmp_path, name):
     if name == "classifier":
         theirs = saved(official.Hiera(**size, num_classes=5), tmp_path)
         ours = hiera_video.load(tmp_path, device="cpu")
+        assert ours.clips(video, 2).shape == (2, 3, 8, 64, 64)
         with torch.inference_mode():
             expected = theirs(clip)  # probabilities, in eval
             found = ours(clip).softmax(-1)
@@ -187,6 +191,83 @@ def test_the_card_says_what_the_run_knows(exported):
     top1 = json.loads((run / "test/metrics.json").read_text())["top1"]
     assert f"| top-1, top-5 | {top1:.2f}, " in card and "5 clips x 3 crops" in card
     assert "| started from | random weights |" in card and "train.csv" in card
+
+
+def test_transformers_may_save_it_again(exported, tmp_path):
+    """With a head for other classes: it is used, and ours reads what comes of it."""
+    run, folder = exported
+    again = transformers.AutoModelForVideoClassification.from_pretrained(
+        folder, trust_remote_code=True, num_labels=5, ignore_mismatched_sizes=True
+    )
+    clip = torch.randn(1, 3, *again.model.input_size)
+    assert again(clip).logits.shape == (1, 5)
+    assert 0.01 < float(again.model.head.projection.weight.detach().std()) < 0.03
+    again.save_pretrained(tmp_path)
+    ours = hiera_video.load(tmp_path, device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(clip), again.eval()(clip).logits, rtol=1e-4, atol=1e-5)
+    assert ours.format == hiera_video.load(run).format
+
+
+def test_frames_in_place_of_a_file(exported, shapes):
+    _, folder = exported
+    process = transformers.AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
+    video = next((shapes / "val").rglob("*.mp4"))
+    with open_video(video, "pyav") as opened:
+        count = opened.info.num_frames
+        frames = opened.get(range(count))
+        fps = opened.info.fps
+    expected = process(str(video)).pixel_values
+    for given in (frames, list(frames), [list(frames)]):
+        assert torch.equal(process(given, fps=fps).pixel_values, expected)
+
+
+def test_a_model_of_the_hub(exported, tmp_path, monkeypatch):
+    """Of its cache, as huggingface_hub keeps it; nobody is asked. A mistyped folder is none."""
+    _, folder = exported
+    cache = tmp_path / "hub/models--some--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0" * 40)
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
+    code = "import hiera_video, sys; hiera_video.load(sys.argv[1])"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://x"}
+
+    def loaded(name):
+        command = [sys.executable, "-c", code, name]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+    done = loaded("hf://some/model")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "hf://no/model cannot be had" in loaded("hf://no/model").stderr
+    assert "no weights at some/model" in loaded("some/model").stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act=relu is not computed here"),
+        ({"layer_norm_eps": 1e-2}, "layer_norm_eps=0.01"),
+        ({"num_heads": [1, 2, 2, 4]}, "num_heads"),
+        ({"num_heads": None}, "it is odd"),
+        ({"id2label": {"1": "a"}}, "lacks something"),
+    ],
+)
+def test_what_is_computed_otherwise_is_refused(tmp_path, change, words):
+    config = transformers.HieraConfig(**SMALL, num_labels=3)
+    saved(transformers.HieraForImageClassification(config), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=words):
+        hiera_video.load(tmp_path)
+
+
+def test_classes_without_names(images, tmp_path):
+    """Of two, transformers writes no names at all."""
+    config = transformers.HieraConfig(**SMALL, num_labels=2)
+    theirs = saved(transformers.HieraForImageClassification(config), tmp_path)
+    ours = hiera_video.load(tmp_path, device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_of_another_model(tmp_path):

@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ def test_names_are_the_official_ones():
     assert len(theirs) > 20
     for name, url in theirs.items():
         assert published(name).url == url
+    assert published(f"mae_{NAME}") is None
     assert set(PUBLISHED) == {name.removeprefix("mae_") for name in theirs}
 
 
@@ -67,12 +69,36 @@ def test_a_download_that_is_killed_goes_on(mirror):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     while mirror.asked[f"/{FILE}"] < 3:
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert not mirror.kept.exists() and len(list(mirror.kept.parent.iterdir())) == 1
     published(NAME).fetched()
     assert mirror.kept.read_bytes() == BIG and mirror.sent < len(BIG) + 100
     assert [f.name for f in mirror.kept.parent.iterdir()] == [FILE]
+
+
+def test_who_waits_goes_on_where_the_other_was_killed(mirror):
+    """Two processes want the file; the one that fetches it is killed half-way."""
+    mirror.fail(f"/{FILE}", None, "cut", "stall")
+    code = f"from hiera_video.models.published import published; published({NAME!r}).fetched()"
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while mirror.asked[f"/{FILE}"] < 3:
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while mirror.asked[f"/{FILE}"] < 4:  # its look at the file's version; then it waits
+        assert second.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    first.kill()
+    assert second.wait(60) == 0
+    assert mirror.kept.read_bytes() == BIG and mirror.sent < len(BIG) + 200
+
+
+def test_a_server_that_is_busy_at_first(mirror):
+    mirror.fail(f"/{FILE}", "refuse", "refuse")
+    assert published(NAME).fetched().read_bytes() == BIG
 
 
 @pytest.mark.parametrize(

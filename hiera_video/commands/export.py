@@ -19,6 +19,8 @@ and the exit status is 3 where a difference is above --tolerance.
 
 import argparse
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ from hiera_video.export import formats, huggingface
 from hiera_video.export.check import Comparison, compare
 from hiera_video.export.graph import Graph
 from hiera_video.inference import UnnamedModel, VideoModel, load
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.published import LICENCE, published
 from hiera_video.models.weights import read_weights
 from hiera_video.system.errors import RunStopped, UserError, VideoError
@@ -72,10 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.int8 and args.to != "onnx":
-        raise UserError("--int8 is for --to onnx")
-    if args.clips < 1:
-        raise UserError(f"--clips {args.clips} must be > 0")
+    check_arguments(args)
     try:
         model = load(args.weights, model=args.model, device="cpu")
         _, metadata = read_weights(args.weights)
@@ -83,51 +83,103 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{e}: --model") from e
     except ValueError as e:
         raise UserError(str(e)) from e
-    if args.to == "hf":
-        hand_to_hub(model, metadata, args)
-        return
-    metadata = {**metadata, "mean": list(model.format.mean), "std": list(model.format.std)}
-    graph = Graph(model, maps=args.maps, pixels=args.pixels).eval()
+    if not isinstance(model.encoder, Hiera) or not model.takes_video:
+        raise UserError(f"{args.weights}: what is exported is a Hiera on video")
+    metadata = {
+        **metadata,
+        "model": metadata.get("model", {"name": args.model}),
+        "mean": list(model.format.mean),
+        "std": list(model.format.std),
+    }
     clips, whose = clips_to_try(model, args)
+    try:
+        args.target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, for a file that is wrong, or half of one, to replace nothing.
+        with tempfile.TemporaryDirectory(dir=args.target.parent, prefix=".export") as folder:
+            made = Path(folder) / args.target.name
+            if args.to == "hf":
+                write_for_hub(model, made, metadata, clips, whose, args)
+                shutil.rmtree(args.target, ignore_errors=True)
+            else:
+                write_file(model, made, metadata, clips, whose, args)
+            for part in Path(folder).iterdir():  # of large models ONNX has a second file
+                part.replace(args.target.parent / part.name)
+    except OSError as e:
+        raise UserError(f"cannot write {args.target}: {e}") from e
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError."""
+    if args.int8 and args.to != "onnx":
+        raise UserError("--int8 is for --to onnx")
+    if args.clips < 1:
+        raise UserError(f"--clips {args.clips} must be > 0")
+    target = args.target
+    if args.to == "aoti" and target.suffix != ".pt2":
+        raise UserError(f"{target}: AOTInductor's files end in .pt2")
+    if args.to != "hf":
+        if target.is_dir():
+            raise UserError(f"{target} is a folder; name a file")
+        return
+    if args.maps or args.pixels:
+        raise UserError("--maps and --pixels are for the other forms")
+    if target.exists() and not huggingface.is_export(target) and not is_empty(target):
+        raise UserError(f"{target} holds something else; name a new folder")
+
+
+def is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def write_file(
+    model: VideoModel,
+    file: Path,
+    metadata: dict[str, Any],
+    clips: Tensor,
+    whose: str,
+    args: argparse.Namespace,
+) -> None:
+    """Raises RunStopped, ValueError, OSError."""
+    graph = Graph(model, maps=args.maps, pixels=args.pixels).eval()
     if not args.pixels:
         clips = normalise(clips, model.format.mean, model.format.std)
     form = FORMS[args.to]
-    args.target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        form.write(graph, clips[:2], args.target, metadata)
-        found = compare(graph, form.open(args.target), clips)
-        say(args.to, args.target, found, whose)
-        allowed = args.tolerance
-        judge(args.target, found, form.tolerance if allowed is None else allowed)
-        if args.int8:
-            formats.to_int8(args.target, args.target)
-            found = compare(graph, form.open(args.target), clips)
-            say("int8", args.target, found, whose)
-            judge(args.target, found, math.inf if allowed is None else allowed)
-    except ValueError as e:
-        raise UserError(str(e)) from e
+    allowed = args.tolerance
+    form.write(graph, clips[:2], file, metadata)
+    found = compare(graph, form.open(file), clips)
+    say(args, args.to, file.parent, found, whose)
+    judge(args.target, found, form.tolerance if allowed is None else allowed)
+    if args.int8:
+        formats.to_int8(file, file)
+        found = compare(graph, form.open(file), clips)
+        say(args, "int8", file.parent, found, whose)
+        judge(args.target, found, math.inf if allowed is None else allowed)
 
 
-def hand_to_hub(model: VideoModel, metadata: dict[str, Any], args: argparse.Namespace) -> None:
-    """Writes the folder, and tries it where transformers is installed. Raises UserError."""
-    if args.maps or args.pixels:
-        raise UserError("--maps and --pixels are for the other forms")
-    clips, whose = clips_to_try(model, args)
+def write_for_hub(
+    model: VideoModel,
+    folder: Path,
+    metadata: dict[str, Any],
+    clips: Tensor,
+    whose: str,
+    args: argparse.Namespace,
+) -> None:
+    """The folder, tried where transformers is installed. Raises RunStopped, ValueError, OSError."""
     clips = normalise(clips, model.format.mean, model.format.std)
-    try:
-        rows = huggingface.rows_of_run(args.weights)
-        named = published(args.weights)
-        if named is not None:
-            rows |= {"weights": named.name, "licence of the weights": LICENCE}
-        huggingface.write_folder(model, args.target, metadata, rows)
-        run = huggingface.open_folder(args.target)
-    except ValueError as e:
-        raise UserError(str(e)) from e
-    if run is None:
+    rows = huggingface.rows_of_run(args.weights)
+    named = published(args.weights)
+    if named is not None:
+        rows |= {"weights": named.name, "licence of the weights": LICENCE}
+    huggingface.write_folder(model, folder, metadata, rows)
+    opened = huggingface.open_folder(folder)
+    if opened is None:
         print(f"{args.target}: not tried: transformers is not installed")
         return
-    found = compare(Graph(model).eval(), run, clips)
-    say("hf", args.target / huggingface.WEIGHTS, found, whose)
+    run, classify = opened
+    found = compare(Graph(model).eval(), run, clips, timed=(model, classify))
+    say(args, "hf", folder, found, whose)
     judge(args.target, found, 1e-5 if args.tolerance is None else args.tolerance)
 
 
@@ -151,13 +203,14 @@ def clips_to_try(model: VideoModel, args: argparse.Namespace) -> tuple[Tensor, s
     return torch.cat(parts)[:count], "real"
 
 
-def say(form: str, file: Path, found: Comparison, whose: str) -> None:
+def say(args: argparse.Namespace, form: str, folder: Path, found: Comparison, whose: str) -> None:
+    """folder: that holds what was written, and nothing else."""
     ratio = found.exported_s / found.eager_s
-    size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    size = sum(part.stat().st_size for part in folder.rglob("*") if part.is_file())
     agree = "" if found.agreement is None else f", {found.agreement:.0%} of predictions equal"
     print(
-        f"{file} ({form}, {size / 2**20:.1f} MiB): {found.clips} {whose} clips, largest difference "
-        f"{found.largest:.1e}{agree}; a clip takes {found.exported_s * 1e3:.1f} ms, "
+        f"{args.target} ({form}, {size / 2**20:.1f} MiB): {found.clips} {whose} clips, largest "
+        f"difference {found.largest:.1e}{agree}; a clip takes {found.exported_s * 1e3:.1f} ms, "
         f"{ratio:.2f} times the model's {found.eager_s * 1e3:.1f} ms on this processor",
         flush=True,
     )

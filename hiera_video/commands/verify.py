@@ -87,13 +87,20 @@ def check_accuracy(weights: Published, args: argparse.Namespace) -> None:
 
     assert weights.top1 is not None  # asked before
     videos = read_videos("val.csv", root=args.data, key="--data")
+    if videos.classes:  # names
+        videos = videos.numbered_by(weights.classes, key="--data")
+    if videos.has_segments or (videos.labels < 0).any():
+        raise UserError("--data: val.csv must have one label a video, and no segments")
     rows = list(range(len(videos)))
     if args.sample is not None:
         rows = sorted(random.Random(args.seed).sample(rows, min(args.sample, len(rows))))
     output = args.output or Path(f"runs/verify_{weights.name}")
     output.mkdir(parents=True, exist_ok=True)
-    lines = (f"{Path(videos.path(row)).absolute()} {videos.label(row)}\n" for row in rows)
-    (output / LIST).write_text("".join(lines), errors="surrogateescape")
+    lines = [f"{Path(videos.path(row)).absolute()} {videos.label(row)}\n" for row in rows]
+    listed = output / LIST
+    if listed.exists() and listed.read_text(errors="surrogateescape") != "".join(lines):
+        raise UserError(f"{output} is of other videos; choose another --output")
+    listed.write_text("".join(lines), errors="surrogateescape")
     run(
         Config(
             stages=("test",),

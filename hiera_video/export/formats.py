@@ -65,8 +65,8 @@ def open_onnx(file: Path) -> Run:
 def write_pt2(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
     """example: two clips."""
     extra = {f"{METADATA_KEY}.json": json.dumps(metadata)}
-    with quiet(), written_whole(file) as temporary:
-        torch.export.save(_program(graph, example), temporary, extra_files=extra)
+    with quiet():
+        torch.export.save(_program(graph, example), file, extra_files=extra)
 
 
 def open_pt2(file: Path) -> Run:

@@ -19,7 +19,7 @@ from hiera_video.data import sampling, transforms
 from hiera_video.export.formats import Run, quiet
 from hiera_video.inference import VideoModel
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.huggingface import CONFIG, WEIGHTS
+from hiera_video.models.huggingface import CONFIG, MODEL_TYPE, WEIGHTS
 from hiera_video.models.published import LICENCE, published
 from hiera_video.models.weights import metadata_entry
 from hiera_video.models.zoo import hiera_arguments
@@ -64,11 +64,12 @@ def write_folder(
     stored = metadata["model"]
     given = {"num_classes": model.module.head.projection.out_features}
     arguments = hiera_arguments(stored["name"], **{**stored.get("arguments", {}), **given})
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     classes = model.classes or [f"class {k}" for k in range(arguments["num_classes"])]
     clip_format = describe_format(model)
     config = {
-        "model_type": "hiera_video",
+        "model_type": MODEL_TYPE,
+        "model_name": stored["name"],
         "architectures": ["HieraVideoForVideoClassification"],
         "auto_map": {
             "AutoConfig": "configuration_hiera_video.HieraVideoConfig",
@@ -99,8 +100,16 @@ def write_folder(
     (folder / "README.md").write_text(model_card(model, classes, stored["name"], rows))
 
 
-def open_folder(folder: Path) -> Run | None:
-    """The folder's models, as transformers loads them: (logits, features). None without it."""
+def is_export(folder: Path) -> bool:
+    """Whether `write_folder` made it."""
+    try:
+        return json.loads((folder / CONFIG).read_text()).get("model_type") == MODEL_TYPE
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def open_folder(folder: Path) -> tuple[Run, Run] | None:
+    """(logits and features, logits alone), as transformers loads the folder; None without it."""
     try:
         from transformers import AutoModel, AutoModelForVideoClassification
     except ImportError:
@@ -113,7 +122,7 @@ def open_folder(folder: Path) -> Run | None:
     def run(clip: Tensor) -> tuple[Tensor, ...]:
         return classifier(clip).logits, encoder(clip).pooler_output
 
-    return run
+    return run, classifier
 
 
 def describe_format(model: VideoModel) -> dict[str, Any]:
@@ -186,6 +195,7 @@ def model_card(model: VideoModel, classes: list[str], name: str, rows: Mapping[s
         "---",
         "library_name: transformers",
         "pipeline_tag: video-classification",
+        *(["license: cc-by-nc-4.0"] if LICENCE in rows.values() else []),
         "tags: [hiera, video]",
         "---",
         "",

@@ -15,12 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from hiera_video.models.arguments import HieraArgs, MAEArgs
+from hiera_video.models.hiera import NORM_EPS
 from hiera_video.models.zoo import SIZES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-FILES = (".pth", ".pt", ".safetensors", ".onnx")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB = "hf://"
+MODEL_TYPE = "hiera_video"  # of what export/huggingface.py writes
 # transformers' names -> official ones; `stages.S.layers.L` counts blocks stage by stage.
 RENAMED = {
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -53,42 +54,49 @@ ARGUMENTS = {
 
 
 def hub_folder(name: str | Path) -> Path | None:
-    """The folder of a model on the hub, such as `facebook/hiera_base_16x224`; fetched once.
+    """The folder of a model on the hub, `hf://facebook/hiera_base_16x224`; fetched once.
 
-    None where `name` is none: it has another form, is a file's, or its first part is a folder here.
-    Raises ValueError.
+    None for another form of `name`. Raises ValueError.
     """
     text = str(name)
-    is_local = Path(text.split("/")[0]).exists() or Path(text).suffix in FILES
-    if is_local or not HUB_NAME.fullmatch(text):
+    if not text.startswith(HUB):
         return None
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        return None
+    except ImportError as e:
+        raise ValueError(f"{text} needs huggingface_hub: pip install 'hiera_video[hf]'") from e
+    wanted: dict[str, Any] = {"allow_patterns": [CONFIG, WEIGHTS]}
+    repository = text.removeprefix(HUB)
     try:
-        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, "*.pth"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        try:  # what is here is used as it is, and nobody is asked
+            return Path(snapshot_download(repository, local_files_only=True, **wanted))
+        except FileNotFoundError:
+            return Path(snapshot_download(repository, **wanted))
+    except Exception as e:  # of names, of the network, of the hub: they have no common base
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{text} is no file or folder here, and not to be had: {reason}") from e
+        raise ValueError(f"{text} cannot be had: {reason}") from e
 
 
 def described(folder: Path) -> tuple[dict[str, Any], bool]:
     """(metadata as of a weight file of ours, whether names are transformers'); ({}, False) if none.
 
-    Raises ValueError for a config of another model.
+    Raises ValueError for a Hiera that is not ours to compute.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
         return {}, False
-    if config.get("model_type") == "hiera":
-        return _of_transformers(config), True
-    if "input_size" in config and "model_type" not in config:
-        is_mae = "decoder_embed_dim" in config
-        # The constructor's own default, which the named autoencoders override.
-        return {"model": _model({"q_pool": 3, **config}, is_mae=is_mae), "classes": []}, False
+    if not isinstance(config, dict):
+        return {}, False
+    try:
+        if config.get("model_type") == "hiera":
+            return _of_transformers(config), True
+        if config.get("model_type") == MODEL_TYPE:
+            return _of_our_export(config), False
+        if "input_size" in config and "model_type" not in config:
+            return _of_official(config), False
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ValueError(f"{folder / CONFIG} lacks something, or it is odd: {e}") from e
     return {}, False
 
 
@@ -110,16 +118,54 @@ def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _of_official(config: Mapping[str, Any]) -> dict[str, Any]:
+    # The constructor's own default, which the named autoencoders override.
+    model = _model({"q_pool": 3, **config}, is_mae="decoder_embed_dim" in config)
+    size = model["arguments"]["input_size"]
+    clips = {"num_frames": size[0], "crop_size": size[1]} if len(size) == 3 else {}
+    return {"model": model, "classes": [], "clips": clips}
+
+
+def _of_our_export(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of export/huggingface.py, also after transformers has saved it again."""
+    names = config["id2label"]
+    clips = dict(config["clip_format"])
+    clips["clip_sampler"] = "segments" if clips.pop("segments") else "random"
+    return {
+        "model": {
+            "name": config["model_name"],
+            "arguments": {**config["arguments"], "num_classes": len(names)},
+        },
+        "classes": [names[str(k)] for k in range(len(names))],
+        "mean": clips.pop("mean"),
+        "std": clips.pop("std"),
+        "clips": clips,
+    }
+
+
 def _of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what this package computes otherwise."""
     is_mae = "HieraForPreTraining" in config.get("architectures", [])
+    heads = list(config["num_heads"])
+    head_mul = heads[1] / heads[0] if len(heads) > 1 else 2.0
+    wanted = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": NORM_EPS,
+        "num_heads": [heads[0] * head_mul**k for k in range(len(heads))],
+        **({"normalize_pixel_loss": True} if is_mae else {}),
+    }
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{CONFIG}: {key}={config[key]} is not computed here, but {value}")
     names = config.get("id2label", {})
     classes = [names[str(k)] for k in range(len(names))]
-    heads = config["num_heads"]
     arguments = {ARGUMENTS.get(key, key): value for key, value in config.items()}
-    arguments |= {"num_heads": heads[0], "head_mul": heads[1] / heads[0] if len(heads) > 1 else 2.0}
-    arguments["num_classes"] = 0 if is_mae else len(classes)
+    arguments |= {"num_heads": heads[0], "head_mul": head_mul}
+    model = _model(arguments, is_mae=is_mae)
+    if not is_mae:
+        del model["arguments"]["num_classes"]  # the head tells
     known = [] if is_mae or "LABEL_0" in classes else classes
-    return {"model": _model(arguments, is_mae=is_mae), "classes": known}
+    return {"model": model, "classes": known}
 
 
 def _model(arguments: Mapping[str, Any], *, is_mae: bool) -> dict[str, Any]:

@@ -17,17 +17,19 @@ METADATA_KEY = "hiera_video"
 class OnnxModel(nn.Module):
     """Takes normalised clips as the model does that was exported. Raises ValueError.
 
-    Runs in onnxruntime, on its GPU where it has one.
+    Runs in onnxruntime; device: cpu, or cuda where its GPU build is installed.
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, *, device: str = "cpu"):
         super().__init__()
-        self._session = _session(file)
+        self._session = _session(file, device)
         known = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if known is None:
             raise ValueError(f"{file} was not written by `hiera-video export`")
         self.metadata: dict[str, Any] = json.loads(known)
         self.outputs = [output.name for output in self._session.get_outputs()]
+        sizes = {output.name: output.shape for output in self._session.get_outputs()}
+        self.num_classes = sizes["logits"][1] if "logits" in sizes else None
         (given,) = self._session.get_inputs()
         self.input_size = tuple(given.shape[2:])
         self._takes_pixels = given.type == "tensor(uint8)"
@@ -61,6 +63,8 @@ class OnnxModel(nn.Module):
         missing = [name for name in names if name not in self.outputs]
         if missing:
             raise ValueError(f"the ONNX file gives no {missing[0]}, but {', '.join(self.outputs)}")
+        if tuple(clip.shape[2:]) != self.input_size:
+            raise ValueError(f"clips are {tuple(clip.shape[2:])}, the file's {self.input_size}")
         clip = clip.float().cpu()
         if self._takes_pixels:  # back to what was decoded
             mean, std = self._levels
@@ -69,7 +73,7 @@ class OnnxModel(nn.Module):
         return [torch.from_numpy(values) for values in found]
 
 
-def _session(file: str | Path) -> Any:
+def _session(file: str | Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as e:
@@ -77,9 +81,11 @@ def _session(file: str | Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    wanted = {"cuda": ("CUDAExecutionProvider",)}.get(device.split(":")[0], ())
+    here = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         return onnxruntime.InferenceSession(
-            str(file), options, providers=onnxruntime.get_available_providers()
+            str(file), options, providers=[*here, "CPUExecutionProvider"]
         )
     except Exception as e:  # its errors have no common base
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]

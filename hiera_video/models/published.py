@@ -18,6 +18,7 @@ import torch
 
 from hiera_video.models.zoo import INPUTS, create_model
 from hiera_video.system.download import download
+from hiera_video.system.stores import is_remote
 
 BASE_URL = "https://dl.fbaipublicfiles.com/hiera"
 BASE_URL_KEY = "HIERA_VIDEO_WEIGHTS_URL"  # of the environment: a mirror
@@ -53,6 +54,8 @@ class Published:
     @property
     def url(self) -> str:
         base = os.environ.get(BASE_URL_KEY, BASE_URL).rstrip("/")
+        if not is_remote(base):
+            raise ValueError(f"{BASE_URL_KEY}={base} must be a URL")
         return f"{base}/{self.model}.pth"
 
     @property
@@ -112,8 +115,11 @@ def published(name: str | Path) -> Published | None:
 
     None where a file or folder of that name is there.
     """
-    found = PUBLISHED.get(str(name).removeprefix("mae_"))
-    return None if found is None or Path(name).exists() else found
+    text = str(name)
+    found = PUBLISHED.get(text.removeprefix("mae_"))
+    if found is None or Path(name).exists():
+        return None
+    return found if found.name == text or found.top1 is None else None
 
 
 def nearest(name: str) -> str:

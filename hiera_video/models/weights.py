@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hiera_video.models.huggingface import described, hub_folder, official_names
+from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.published import nearest, published
 from hiera_video.models.resize import fit_to_model
 from hiera_video.system.files import local
@@ -91,10 +92,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         except SafetensorError as e:
             raise ValueError(f"{file} is not a safetensors file: {e}") from e
+        state = _unwrap(state, str(file))
         if metadata:
-            return _unwrap(state, str(file)), metadata
+            return state, metadata
         metadata, is_renamed = described(file.parent)
         return official_names(state) if is_renamed else state, metadata
+    if file.suffix == ONNX_SUFFIX:
+        raise ValueError(f"{file}: an ONNX file is for predict, extract-features and load alone")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # of bytes that are no pickle, the unpickler may make anything

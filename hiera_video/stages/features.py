@@ -9,6 +9,7 @@ from torch import nn
 
 from hiera_video import build
 from hiera_video.config import Config
+from hiera_video.data.format import ClipFormat
 from hiera_video.evaluation.detector_files import video_ids, write_index
 from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, write_manifest
 from hiera_video.evaluation.loop import evaluate, predict_features
@@ -206,7 +207,7 @@ class FeaturesStage:
         data = self.config.data
         clip = (data.num_frames, data.crop_size, data.crop_size)
         try:
-            model = OnnxModel(file)
+            model = OnnxModel(file, device=self.world.device.type)
         except ValueError as e:
             raise UserError(f"test.weights: {e}") from e
         if model.input_size != clip:
@@ -214,6 +215,16 @@ class FeaturesStage:
                 f"test.weights: {file} takes clips of {model.input_size}, not of {clip} "
                 "(data.num_frames x data.crop_size x data.crop_size)"
             )
+        own = ClipFormat.from_metadata(model.metadata)
+        fixed = {
+            "data.mean": (list(data.mean), list(own.mean)),
+            "data.std": (list(data.std), list(own.std)),
+            "test.keep_units": (self.config.test.keep_units, 1.0),
+            "test.precision": (self.config.test.precision, "float32"),
+        }
+        for key, (asked, has) in fixed.items():
+            if asked != has:
+                raise UserError(f"{key}={asked}: {file} is exported with {has}")
         wanted = ["features", *(f"stage{stage}" for stage in self.config.features.stages)]
         missing = [name for name in wanted if name not in model.outputs]
         if missing:

@@ -33,7 +33,7 @@ def lacks_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     has = cpu_capabilities()
-    return bool(has) and not any(has.get(name) for name in BFLOAT16_PRODUCTS)
+    return not any(has.get(name) for name in BFLOAT16_PRODUCTS)
 
 
 @contextmanager
@@ -58,6 +58,9 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """What torch knows of the processor; older releases cannot tell."""
+    """What torch knows of the processor; older releases tell of bfloat16 alone, on x86."""
     tell = getattr(torch.cpu, "get_capabilities", None)
-    return tell() if tell is not None else {}
+    if tell is not None:
+        return tell()
+    older = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    return {name: bool(getattr(torch.cpu, ask, bool)()) for name, ask in older.items()}

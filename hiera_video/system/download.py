@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
-from hiera_video.system.remote import append_all, is_still
+from hiera_video.system.remote import append_all, is_still, retried
 from hiera_video.system.stores import version_of
 
 LINE_S = 30.0  # between two lines of a log
@@ -28,11 +29,10 @@ def download(url: str, file: Path) -> bool:
     """
     if file.exists():
         return False
-    version = version_of(url)
+    version = retried(partial(version_of, url))
     file.parent.mkdir(parents=True, exist_ok=True)
     tag = hashlib.sha256(f"{url} {version.tag}".encode()).hexdigest()[:8]
-    partial = file.with_name(f".{file.name}.{tag}")
-    with _held(partial) as (name, target):
+    with _held(file.with_name(f".{file.name}.{tag}")) as (name, target):
         if file.exists():  # another process was first
             name.unlink(missing_ok=True)
             return False
@@ -47,20 +47,28 @@ def download(url: str, file: Path) -> bool:
 
 
 @contextmanager
-def _held(partial: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """The unfinished file, for this process alone, at its end; and its name."""
+def _held(unfinished: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The unfinished file, for this process alone, at its end; and its name.
+
+    Where files cannot be locked it is one of this process's own, begun anew, and gone afterwards.
+    """
     while True:
-        with open(partial, "ab") as target:
+        with open(unfinished, "ab") as target:
             try:
                 fcntl.flock(target, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks: a file of this process's own, anew
-                alone = partial.with_name(f"{partial.name}.{os.uname().nodename}.{os.getpid()}")
-                with open(alone, "wb") as own:
-                    yield alone, own
+            except OSError:  # a file system without locks
+                unfinished.unlink()
+                break
+            if is_still(unfinished, target):
+                target.seek(0, os.SEEK_END)  # another process may have added to it
+                yield unfinished, target
                 return
-            if is_still(partial, target):
-                yield partial, target
-                return
+    alone = unfinished.with_name(f"{unfinished.name}.{os.uname().nodename}.{os.getpid()}")
+    try:
+        with open(alone, "wb") as own:
+            yield alone, own
+    finally:
+        alone.unlink(missing_ok=True)
 
 
 class _Shown:

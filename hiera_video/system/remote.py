@@ -13,9 +13,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from hiera_video.system.members import Member, file_of, member_of
 from hiera_video.system.storage import is_away
@@ -30,6 +31,7 @@ from hiera_video.system.stores import (
     version_of_tar,
 )
 
+T = TypeVar("T")
 PAUSES_S = (0.2, 1.0)  # before a server that fails is asked again; who decodes waits longer
 WAIT_S = 0.2  # between two looks at what another process fetches
 MEASURED_S = 30.0  # for which the folder's size is believed
@@ -68,18 +70,25 @@ def default_folder() -> Path:
 
 def append_all(path: str, member: Member | None, target: Target) -> None:
     """What is still missing of the file. Raises OSError, after some attempts."""
+    retried(partial(append, path, member, target), target)
+
+
+def retried(work: Callable[[], T], target: Target | None = None) -> T:
+    """What `work` returns, asked again where a store fails. Raises OSError.
+
+    target: what it writes to; as long as that grows, there are more attempts.
+    """
     pauses = iter(PAUSES_S)
     while True:
-        before = target.tell()
+        before = target.tell() if target is not None else 0
         try:
-            append(path, member, target)
-            return
+            return work()
         except FolderError:
             raise
         except OSError as e:
             if not is_away(e):
                 raise
-            if target.tell() - before >= CHUNK:  # it was going well
+            if target is not None and target.tell() - before >= CHUNK:  # it was going well
                 pauses = iter(PAUSES_S)
             pause = next(pauses, None)
             if pause is None:

@@ -1,21 +1,26 @@
 """Hiera on video, for transformers."""
 
 from torch.nn.functional import cross_entropy
+from torch.nn.init import trunc_normal_, zeros_
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from . import tokens
 from .configuration_hiera_video import HieraVideoConfig
 from .hiera import Hiera
+from .linear import Linear
 
 
 def init_weights(module):
-    """Weights come with the folder; what is computed is not in it."""
+    """What is not in the folder: what is computed, and a head for other classes."""
     if isinstance(module, Hiera):
         index = tokens.unit_index(
             module.grid, module.mask_unit_size, module.q_stride, module.q_pool
         )
         module.unit_index.copy_(index)
+    elif isinstance(module, Linear):
+        trunc_normal_(module.weight, std=0.02)
+        zeros_(module.bias)
 
 
 class HieraVideoModel(PreTrainedModel):
@@ -49,7 +54,7 @@ class HieraVideoForVideoClassification(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = Hiera(**config.arguments)
+        self.model = Hiera(**{**config.arguments, "num_classes": config.num_labels})
         self.post_init()
 
     def _init_weights(self, module):

@@ -18,10 +18,7 @@ class Known(TypedDict, total=False):
 
 
 class HieraVideoProcessor(ImageProcessingMixin):
-    """clip_format: as in the config.
-
-    Called with a file, or with frames uint8 [N, H, W, 3] and their rate; or with a list of these.
-    """
+    """clip_format: as in the config."""
 
     model_input_names: ClassVar = ["pixel_values"]
     valid_kwargs = Known
@@ -31,7 +28,11 @@ class HieraVideoProcessor(ImageProcessingMixin):
         self.clip_format = clip_format or {}
 
     def __call__(self, videos, fps=30.0, return_tensors="pt", **kwargs):
-        if not isinstance(videos, (list, tuple)):
+        """videos: a file, frames [N, H, W, 3] (an array or a list), or a list of these.
+
+        How many frames a clip has is the model's matter: `num_frames` and such are not read.
+        """
+        if is_file(videos) or np.ndim(videos[0]) == 3:
             videos = [videos]
         clips = [self.clip(video, fps) for video in videos]
         return BatchFeature({"pixel_values": torch.cat(clips)}, tensor_type=return_tensors)
@@ -39,17 +40,17 @@ class HieraVideoProcessor(ImageProcessingMixin):
     def clip(self, video, fps):
         """float32 [1, 3, T, S, S]"""
         f = self.clip_format
-        if isinstance(video, (str, bytes)) or hasattr(video, "__fspath__"):
-            frames, fps = decoded(video)
-        else:
-            frames = np.stack([np.asarray(frame) for frame in video])
+        count = len(video)
+        if is_file(video):
+            count, fps = length_of(video)
         if f["segments"]:
-            (numbers,) = segment_clips(len(frames), f["num_frames"], 1)
+            (numbers,) = segment_clips(count, f["num_frames"], 1)
         else:
             (numbers,) = uniform_clips(
-                len(frames), fps, f["num_frames"], f["sampling_rate"], 1, f["target_fps"]
+                count, fps, f["num_frames"], f["sampling_rate"], 1, f["target_fps"]
             )
-        chosen = torch.from_numpy(frames[numbers]).permute(0, 3, 1, 2)  # [T, 3, H, W]
+        frames = decoded(video, numbers) if is_file(video) else [video[n] for n in numbers]
+        chosen = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # [T, 3, H, W]
         height, width = (1, 1) if f["squash"] else chosen.shape[-2:]
         size, ((top, left),) = crop_boxes(
             height, width, short_side=f["short_side"], size=f["crop_size"], num_crops=1
@@ -61,14 +62,28 @@ class HieraVideoProcessor(ImageProcessingMixin):
         return (clip[None].float() / 255 - mean) / std
 
 
-def decoded(file):
-    """(frames uint8 [N, H, W, 3], upright; frames a second)"""
+def is_file(video):
+    return isinstance(video, (str, bytes)) or hasattr(video, "__fspath__")
+
+
+def length_of(file):
+    """(frames, frames a second)"""
     with av.open(file) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 30)
-        frames = []
-        for frame in container.decode(stream):
-            image = frame.to_ndarray(format="rgb24")
-            turns = round(getattr(frame, "rotation", 0) / 90) % 4
-            frames.append(np.ascontiguousarray(np.rot90(image, turns)) if turns else image)
-    return np.stack(frames), fps
+        return sum(1 for _ in container.decode(stream)), fps
+
+
+def decoded(file, numbers):
+    """Those frames, uint8 [H, W, 3], upright."""
+    wanted = set(numbers.tolist())
+    found = {}
+    with av.open(file) as container:
+        for number, frame in enumerate(container.decode(container.streams.video[0])):
+            if number in wanted:
+                image = frame.to_ndarray(format="rgb24")
+                turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                found[number] = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+            if number > max(wanted):
+                break
+    return [found[number] for number in numbers.tolist()]
