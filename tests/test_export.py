@@ -158,23 +158,29 @@ def test_torch_forms(trained, videos, tmp_path, tool, form):
         model.close()
 
 
-def test_int8(trained, tmp_path, tool, has_onnx):
+def test_int8(onnx, videos, tmp_path):
+    """Smaller, nearly the same, and still saying what it is."""
     file = tmp_path / "model.onnx"
-    said = tool("tools/export.py", "--weights", trained, "--to", "onnx", file, "--int8").stdout
-    first, second = said.splitlines()
-    assert "(onnx, " in first and "(int8, " in second and "of predictions equal" in second
-    assert "drawn clips" in second
-    assert OnnxModel(file).metadata["classes"] == hiera_video.load(trained).classes
+    formats.to_int8(onnx, file)
+    assert file.stat().st_size < 0.6 * onnx.stat().st_size
+    ours, theirs = hiera_video.load(onnx), hiera_video.load(file)
+    assert theirs.classes == ours.classes and theirs.format == ours.format
+    for video in videos:
+        torch.testing.assert_close(ours.scores(video), theirs.scores(video), rtol=0, atol=0.02)
+    ours.close()
+    theirs.close()
 
 
 def test_an_autoencoder_gives_features(shapes, tmp_path, tool, has_onnx):
     start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
     file = tmp_path / "mae.onnx"
-    tool("tools/export.py", "--weights", tmp_path / "run", "--to", "onnx", file)
+    said = tool("tools/export.py", "--weights", tmp_path / "run", "--to", "onnx", file, "--int8")
+    first, second = said.stdout.splitlines()
+    assert "(onnx, " in first and "8 drawn clips" in first and "(int8, " in second
     assert OnnxModel(file).outputs == ["features"]
     video = next((shapes / "val").rglob("*.mp4"))
     a, b = (hiera_video.load(weights).features(video) for weights in (tmp_path / "run", file))
-    torch.testing.assert_close(a.features, b.features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a.features, b.features, rtol=0.1, atol=0.1)
     said = tool("tools/predict.py", video, "--weights", file, check=2).stderr
     assert "a masked autoencoder knows no classes" in said
 
