@@ -134,6 +134,26 @@ def test_one_rank_is_asked_to_stop_in_validation(tmp_path, shapes, finetune):
     assert [row["step"] for row in rows(run, "val")] == [first, 2 * first]
 
 
+def test_why_a_rank_leaves_is_said_by_the_others(tmp_path):
+    """The launcher ends a rank that has left before it is heard."""
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "from hiera_video.system.distributed import join_world\n"
+        "from hiera_video.system.errors import RunStopped, run_command\n"
+        "def main():\n"
+        "    with join_world('cpu', wait_s=60) as world:\n"
+        "        if world.rank == 1:\n"
+        "            raise RunStopped('no room')\n"
+        "        world.gather_all(0)\n"
+        "run_command(main)\n"
+    )
+    for number, rank in enumerate(start_ranks(2, script)):
+        done = rank.wait(100)
+        word = "rank 1: no room" if number == 0 else "no room"
+        assert done.returncode == 3 and done.stderr.splitlines()[-1] == f"stopped: {word}"
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.trial
 def test_ranks_hear_a_request_to_stop_between_lines_of_the_log(tmp_path, finetune):
     """From the launcher, to both; in a run that began and in one that goes on."""

@@ -81,7 +81,7 @@ def make_stage(name: str, config: Config, world: World, inputs: Mapping[str, Inp
 
 def extract_features(config: Config, *, shard: Shard = WHOLE_LIST) -> None:
     """Features alone, into `config.output` itself. Raises UserError, RunStopped."""
-    with gpu_limit(), storage_limit(), join(config) as world:
+    with gpu_limit(), join(config) as world, storage_limit():
         output = Path(config.output)
         inputs = read_inputs(config)
         stage = FeaturesStage(config, world, inputs["features.videos"], output, shard=shard)

@@ -3,6 +3,7 @@
 A world of one takes the same path as many ranks and needs no process group.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.signals import stop_requested
 
 T = TypeVar("T")
+LEFT = "hiera_video/left"  # key of the store: why a rank has left
 # One rank may have hours of work left while the others wait for it.
 LONGEST_WORK = timedelta(days=7)
 
@@ -229,7 +231,28 @@ def join_world(
         objects = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         tensors = dist.new_group(backend=backend, timeout=timedelta(seconds=step_wait_s))
         # The store that they met in; torch has no public way to ask for it.
-        flag = StopFlag(dist.distributed_c10d._get_default_store())
-        yield World(rank, size, place, objects, tensors, flag)
+        store = dist.distributed_c10d._get_default_store()
+        with _why_a_rank_left(store, rank):
+            yield World(rank, size, place, objects, tensors, StopFlag(store))
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _why_a_rank_left(store: Any, rank: int) -> Iterator[None]:
+    """A rank that stops says why to the others, whose next word with it fails.
+
+    Without that they end in a traceback, and the launcher ends the rank itself before it is heard.
+    """
+    try:
+        yield
+    except (UserError, RunStopped) as e:
+        store.set(LEFT, f"rank {rank}: {e}")
+        raise
+    except RuntimeError as e:
+        reason = ""
+        with contextlib.suppress(RuntimeError):  # the store may be gone, too
+            reason = store.get(LEFT).decode() if store.check([LEFT]) else ""
+        if not reason:
+            raise
+        raise RunStopped(reason) from e
