@@ -12,6 +12,7 @@ from run_folders import rows, state
 from safetensors.torch import load_file
 
 from hiera_video.system.errors import UserError
+from hiera_video.system.tensors import save_file
 from hiera_video.training.checkpoint import Snapshot, save_checkpoint
 from hiera_video.training.optim import Ema, share_of_first
 
@@ -207,3 +208,9 @@ def test_learning_rate_follows_the_batch(tmp_path, finetune):
     start(*finetune("same", *batch, "optim.reference_batch=16"))
     assert rows(tmp_path / "same")[0]["lr"] == pytest.approx(1e-3)
     assert "the recipe's" not in (tmp_path / "same/log.txt").read_text()
+
+
+def test_storage_that_fails_is_an_error_of_the_system(tmp_path):
+    """safetensors has one of its own, which nobody would take for storage that is away."""
+    with pytest.raises(FileNotFoundError):
+        save_file({"x": torch.zeros(2)}, tmp_path / "missing/x.safetensors")
