@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import hiera_video
 from hiera_video.data.decode.readers import open_video
 from hiera_video.models import create_hiera, load_weights
+from hiera_video.models.zoo import INPUTS
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 SMALL = dict(embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], image_size=[64, 64])
@@ -81,18 +82,9 @@ def test_official_folders(shapes, tmp_path, name):
     video = next((shapes / "val").rglob("*.mp4"))
     import hiera as official
 
-    size = dict(
-        input_size=(8, 64, 64),
-        embed_dim=24,
-        num_heads=1,
-        stages=(1, 1, 2, 1),
-        q_stride=(1, 2, 2),
-        mask_unit_size=(1, 8, 8),
-        patch_kernel=(3, 7, 7),
-        patch_stride=(2, 4, 4),
-        patch_padding=(1, 3, 3),
-        sep_pos_embed=True,
-    )
+    video_size = {key: value for key, value in INPUTS["16x224"].items() if key != "num_classes"}
+    small = dict(input_size=(8, 64, 64), embed_dim=24, num_heads=1, stages=(1, 1, 2, 1))
+    size = {**video_size, **small}
     clip = torch.randn(1, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     if name == "classifier":
         theirs = saved(official.Hiera(**size, num_classes=5), tmp_path)
@@ -188,6 +180,8 @@ assert encoder(known["clip"]).pooler_output.shape[0] == 1
 def test_the_card_says_what_the_run_knows(exported):
     run, folder = exported
     card = (folder / "README.md").read_text()
+    modes = {oct(file.stat().st_mode & 0o777) for file in folder.iterdir() if file.is_file()}
+    assert len(modes) == 1, "colleagues can read all of it, or none"
     top1 = json.loads((run / "test/metrics.json").read_text())["top1"]
     assert f"| top-1, top-5 | {top1:.2f}, " in card and "5 clips x 3 crops" in card
     assert "| started from | random weights |" in card and "train.csv" in card

@@ -31,6 +31,16 @@ def mirror(server, tmp_path, monkeypatch):
     return server
 
 
+def fetching(mirror, *, requests):
+    """A process that fetches the file, as soon as the server has had so many requests."""
+    code = f"from hiera_video.models.published import published; published({NAME!r}).fetched()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while mirror.asked[f"/{FILE}"] < requests:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
 def test_names_are_the_official_ones():
     """Those of the official package, and its URLs."""
     import hiera as official
@@ -65,11 +75,7 @@ def test_a_download_that_breaks_off_goes_on(mirror):
 def test_a_download_that_is_killed_goes_on(mirror):
     """In a process of its own, that the server lets wait after half of the file."""
     mirror.fail(f"/{FILE}", None, "cut", "stall")
-    code = f"from hiera_video.models.published import published; published({NAME!r}).fetched()"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    while mirror.asked[f"/{FILE}"] < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = fetching(mirror, requests=3)
     process.kill()
     process.wait()
     assert not mirror.kept.exists() and len(list(mirror.kept.parent.iterdir())) == 1
@@ -81,15 +87,8 @@ def test_a_download_that_is_killed_goes_on(mirror):
 def test_who_waits_goes_on_where_the_other_was_killed(mirror):
     """Two processes want the file; the one that fetches it is killed half-way."""
     mirror.fail(f"/{FILE}", None, "cut", "stall")
-    code = f"from hiera_video.models.published import published; published({NAME!r}).fetched()"
-    first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    while mirror.asked[f"/{FILE}"] < 3:
-        assert first.poll() is None
-        time.sleep(0.01)
-    second = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    while mirror.asked[f"/{FILE}"] < 4:  # its look at the file's version; then it waits
-        assert second.poll() is None
-        time.sleep(0.01)
+    first = fetching(mirror, requests=3)
+    second = fetching(mirror, requests=4)  # its look at the file's version; then it waits
     time.sleep(0.5)
     first.kill()
     assert second.wait(60) == 0

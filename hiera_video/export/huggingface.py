@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hiera_video.config import load_config
@@ -23,6 +22,7 @@ from hiera_video.models.huggingface import CONFIG, MODEL_TYPE, WEIGHTS
 from hiera_video.models.published import LICENCE, published
 from hiera_video.models.weights import metadata_entry
 from hiera_video.models.zoo import hiera_arguments
+from hiera_video.system.tensors import save_file
 
 CODE = files("hiera_video.export") / "hub_code"
 # Files of models/ that are copied; what they import is among them, or stands in `hub_code`.
