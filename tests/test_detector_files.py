@@ -34,8 +34,14 @@ def listed(shapes, tmp_path_factory):
     rows = []
     for k, video in enumerate(videos):
         (folder / f"v{k}.mp4").symlink_to(video)
+    (folder / "run.mp4").symlink_to(videos[0])
     rows = [("v0.mp4", "jump;run", 0.1, 0.4), ("v0.mp4", "run", 0.5, 0.8), ("v1.mp4", "run", 0, 1)]
-    rows += [("v2.mp4", "", "", ""), ("v3.mp4", "", "", ""), ("gone.mp4", "run", 0, 1)]
+    rows += [
+        ("v2.mp4", "", "", ""),
+        ("v3.mp4", "", "", ""),
+        ("run.mp4", "", "", ""),
+        ("gone.mp4", "run", 0, 1),
+    ]
     with open(folder / "val.csv", "w", newline="") as f:
         csv.writer(f).writerows([("path", "label", "start_s", "end_s"), *rows])
     return folder
@@ -67,7 +73,7 @@ def test_a_detector_finds_the_times(listed, tmp_path, weights, layout):
             o = facts["opentad"]
             seconds = (centre * o["feature_stride"] * o["sample_stride"] + o["offset_frames"]) / fps
         assert np.abs(seconds - ours["times"].numpy().mean(1)).max() <= 0.5 / fps
-        sidecar = json.loads((tmp_path / f"npy/{name}.json").read_text())
+        sidecar = json.loads((tmp_path / f"npy/{name}.npy.json").read_text())
         assert (
             sidecar["features"] == len(array) and truth[name]["duration"] == sidecar["duration_s"]
         )
@@ -79,11 +85,12 @@ def test_the_ground_truth_is_that_of_the_list(listed, tmp_path, weights):
     assert [a["label"] for a in truth["v0"]["annotations"]] == ["jump", "run", "run"]
     assert truth["v0"]["annotations"][2] == {"label": "run", "label_id": 1, "segment": [0.5, 0.8]}
     assert truth["v0"]["subset"] == "validation" and truth["v2"]["annotations"] == []
+    assert "command" in json.loads((tmp_path / "run.json").read_text())  # the run's own
     assert (tmp_path / "category_idx.txt").read_text() == "jump\nrun\n"
     assert (tmp_path / "missing_files.txt").read_text() == "gone\n" and "gone" not in truth
     with open(tmp_path / "manifest.csv") as f:
         rows = list(csv.DictReader(f))
-    assert [row["file"] for row in rows] == ["v0.npy", "v1.npy", "v2.npy", "v3.npy", ""]
+    assert [row["file"] for row in rows] == ["v0.npy", "v1.npy", "v2.npy", "v3.npy", "run.npy", ""]
 
 
 def test_windows_of_consecutive_frames():
@@ -104,6 +111,10 @@ def test_what_does_not_go_together(listed, tmp_path, weights, tool):
         (
             ["features.layout=opentad", "features.stride_frames=4", "features.stages=[4]"],
             "one vector a window",
+        ),
+        (
+            ["features.layout=opentad", "features.stride_frames=4", "features.dtype=float16"],
+            "in float32",
         ),
     ):
         assert words in tool(*command, *keys, check=2).stderr

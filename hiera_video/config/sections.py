@@ -297,10 +297,10 @@ class FeaturesConfig:
         if self.layout != "files":
             if self.stride_frames is None:
                 raise UserError(f"features.layout={self.layout} needs features.stride_frames")
-            if self.average or self.stages:
+            if self.average or self.stages or self.dtype != "float32":
                 raise UserError(
-                    f"features.layout={self.layout} holds one vector a window: leave "
-                    "features.average and features.stages alone"
+                    f"features.layout={self.layout} holds one vector a window, in float32: leave "
+                    "features.average, features.stages and features.dtype alone"
                 )
         if not set(self.stages) <= {1, 2, 3, 4}:
             raise UserError(f"features.stages={list(self.stages)} must be among 1, 2, 3, 4")

@@ -2,8 +2,9 @@
 
 ActionFormer (libs/datasets/thumos14.py) and OpenTAD (opentad/datasets/transforms/loading.py) take
 vector i for the time (i * stride + window / 2) / fps: the middle of window i. Beside the arrays:
-`<video id>.json` for each, `features.json` for all, and, of a list with segments, the ground truth
-as ActivityNet's json with `category_idx.txt`; `missing_files.txt` names videos without features.
+`<video id>.npy.json` for each, `features.json` for all, and, of a list with segments, the ground
+truth as ActivityNet's json with `category_idx.txt`; `missing_files.txt` names videos without
+features.
 """
 
 import json
@@ -62,10 +63,15 @@ def rows_of_npy(file: Path) -> int:
     return np.load(file, mmap_mode="r").shape[0]
 
 
+def sidecar_of(file: Path) -> Path:
+    """Whatever a video is called, no other file of the folder has this name."""
+    return file.with_name(f"{file.name}.json")
+
+
 def write_sidecar(file: Path, *, fps: float, frames: int, rows: int) -> None:
     """Beside the array `file`: of its video."""
     known = {"fps": fps, "frames": frames, "duration_s": frames / fps, "features": rows}
-    write_json(file.with_suffix(".json"), known)
+    write_json(sidecar_of(file), known)
 
 
 def write_index(
@@ -95,7 +101,7 @@ def write_index(
     id_of = {whole.written(row): ids[row] for row in range(len(whole))}
     stem = Path(segments.source).stem
     for name in ids:
-        sidecar = folder / f"{name}.json"
+        sidecar = sidecar_of(folder / f"{name}{SUFFIX}")
         if not sidecar.exists():
             missing.append(name)
             continue

@@ -24,6 +24,7 @@ from hiera_video.evaluation.detector_files import (
     SUFFIX,
     join_npy,
     rows_of_npy,
+    sidecar_of,
     video_ids,
     write_npy,
     write_sidecar,
@@ -80,7 +81,7 @@ class FeatureFiles:
         file = self.folder / self.name(row)
         if self.ids is None:
             return _rows_of(file)
-        return rows_of_npy(file) if file.with_suffix(".json").exists() else 0
+        return rows_of_npy(file) if sidecar_of(file).exists() else 0
 
     def clear_leftovers(self) -> None:
         """Parts of videos that are done: a kill may have come between the join and their end."""
