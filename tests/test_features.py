@@ -25,7 +25,8 @@ from hiera_video.data.decode.readers import open_video
 from hiera_video.data.sampling import sliding_windows
 from hiera_video.data.small_frames import SmallFrames
 from hiera_video.data.transforms import EvalCrops, normalise
-from hiera_video.evaluation import features
+from hiera_video.evaluation import features, layouts
+from hiera_video.evaluation.feature_folder import FeatureFolder
 from hiera_video.models import create_hiera, load_weights
 from hiera_video.stages.run import extract_features
 from hiera_video.system.errors import RunStopped, UserError
@@ -214,6 +215,47 @@ def test_jobs_share_a_list(shapes, tmp_path, weights, tool):
         assert said in tool(*common, "--shard", shard, *more, check=2).stderr
 
 
+def test_many_videos_a_file(shapes, tmp_path, weights):
+    """Packed, killed after the first file: what each video has in a file of its own; in the end a
+    few files, and nothing that waits.
+    """
+    (tmp_path / "list.csv").write_text((shapes / "train.csv").read_text() + "nothing.mp4 0\n")
+    more = [f"data.root={shapes}", "features.stages=[1]", "data.num_workers=0"]
+    run_forked(*extract(tmp_path, tmp_path / "each", weights, *more))
+    packed = tmp_path / "packed"
+    more += ["features.layout=packed", "features.pack_mib=1"]
+    command = extract(tmp_path, packed, weights, *more)
+    killed_when(lambda: len(list(packed.glob("packed_*"))) >= 1, Script(*command))
+    for shard in ("0/2", "1/2"):  # another way to share the rows, in another folder
+        run_forked(*extract(tmp_path, tmp_path / "jobs", weights, *more), "--shard", shard)
+    run_forked(*command)
+    each = FeatureFolder(tmp_path / "each")
+    for folder in (packed, tmp_path / "jobs"):
+        files = sorted(folder.glob("packed_*"))
+        assert 2 < len(files) < 8 and not (folder / ".parts").exists()
+        of_all = sorted(row for file in files for row in load_file(file)["rows"].tolist())
+        assert of_all == list(range(32)), "every row once"
+        found = FeatureFolder(folder)
+        assert len(found) == 32 and found.lines[32]["status"] != "ok"
+        for k in range(32):
+            assert found.path(k) == each.path(k)
+            assert torch.equal(found.features(k), each.features(k))
+            assert torch.equal(found.read(k, "stage1", 1), each.read(k, "stage1")[1:2])
+            assert (found.times(k) == each.times(k)).all()
+    run_forked(*command)
+    assert "done already" in (packed / "log.txt").read_text()
+
+
+def test_a_long_video_in_a_packed_file(long_video, tmp_path, weights):
+    run_forked(*extract(long_video, tmp_path / "each", weights))
+    run_forked(*extract(long_video, tmp_path / "packed", weights, "features.layout=packed"))
+    each = load_file(tmp_path / "each/000000_long.safetensors")
+    packed = load_file(tmp_path / "packed/packed_000000.safetensors")
+    assert packed.pop("rows").tolist() == [0] and packed.pop("windows").tolist() == [563]
+    assert packed.keys() == each.keys()
+    assert all(torch.equal(packed[name], each[name]) for name in each)
+
+
 @pytest.mark.parametrize(("average", "step"), [(False, "join"), (True, "average")])
 def test_killed_when_all_parts_are_there(
     long_video, tmp_path, weights, tool, monkeypatch, average, step
@@ -227,7 +269,8 @@ def test_killed_when_all_parts_are_there(
     def dies(*_, **__):
         raise KeyboardInterrupt
 
-    for place, name in ((features, step), (features.shutil, "rmtree")):
+    of_step = features if average else layouts
+    for place, name in ((of_step, step), (features.shutil, "rmtree")):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(place, name, dies)
             m.setattr(sys, "argv", command)

@@ -52,6 +52,7 @@ MAY_CHANGE = (
     "test.save_every_s",
     "test.min_coverage",
     "features.min_coverage",
+    "features.pack_mib",
 )
 # These too, as long as the test has not begun: its parts say how its videos were batched.
 MAY_CHANGE_BEFORE_TEST = ("test.batch_size",)

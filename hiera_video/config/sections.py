@@ -23,7 +23,7 @@ TASKS = ("pretrain", "classify")
 DEVICES = ("auto", "cpu", "cuda")
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 DTYPES = ("float32", "float16")
-LAYOUTS = ("files", "actionformer", "opentad")
+LAYOUTS = ("files", "packed", "actionformer", "opentad")
 TRAIN_SAMPLERS = ("random", "segments", "pytorchvideo.random")
 TEST_SAMPLERS = (None, "pytorchvideo.uniform", "pytorchvideo.constant_clips_per_video")
 
@@ -272,8 +272,11 @@ class FeaturesConfig:
     clips: int | None = None
     # Frames of the file from window to window, whose own frames follow each other there.
     stride_frames: int | None = None
-    # files (safetensors), or what action detectors read: actionformer, opentad (npy).
+    # files (a safetensors file a video), packed (many videos a file), or what action detectors
+    # read: actionformer, opentad (npy).
     layout: str = "files"
+    # MiB of a packed file, about.
+    pack_mib: int = 256
     # Stages, of 1 to 4, whose maps are kept too.
     stages: tuple[int, ...] = ()
     # The mean of each map in place of the whole.
@@ -288,13 +291,13 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         require_coverage("features.min_coverage", self.min_coverage)
         require_one_of("features.dtype", self.dtype, DTYPES)
-        require_positive("features", self, "hop_s clips stride_frames")
+        require_positive("features", self, "hop_s clips stride_frames pack_mib")
         require_one_of("features.layout", self.layout, LAYOUTS)
         spacings = {"hop_s": self.hop_s, "clips": self.clips, "stride_frames": self.stride_frames}
         given = [f"features.{name}" for name, value in spacings.items() if value is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)}: set one of them")
-        if self.layout != "files":
+        if self.layout in ("actionformer", "opentad"):
             if self.stride_frames is None:
                 raise UserError(f"features.layout={self.layout} needs features.stride_frames")
             if self.average or self.stages or self.dtype != "float32":

@@ -6,18 +6,16 @@ tenth of the training videos that is held out, never on the test videos.
 Legend: N videos of a folder, R rates, L tokens of a map, dim channels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from hiera_video.data.lists import VideoList, read_videos
-from hiera_video.evaluation.features import read_manifest
+from hiera_video.evaluation.feature_folder import FeatureFolder
 from hiera_video.evaluation.probe import (
     NEIGHBOURS,
     AttentiveProbe,
@@ -61,75 +59,55 @@ class CachedFeatures:
 
         classes: what its labels are named by, where they are names; default: its own.
         """
-        try:
-            lines = read_manifest(folder)
-        except OSError as e:
-            raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
+        every = FeatureFolder(folder)
         videos = read_videos(labels, root="", key="--lists")
         if videos.header and videos.classes and classes:
             videos = videos.numbered_by(classes, key="--lists")
         self.classes = videos.classes
-        if videos.has_segments and len(lines) != len(videos):
+        if videos.has_segments and len(every.lines) != len(videos):
             raise UserError(f"{videos.source}: not the segments that {folder} is of")
-        found = _labels_of(lines, videos)
-        good = []
-        good_labels = []
-        for line, label in zip(lines, found):
-            if line["status"] == "ok" and label >= 0:
-                good.append(line)
-                good_labels.append(label)
+        found = _labels_of(every.lines, videos)
+        good = [row for row in every.rows if found[row] >= 0]
         if not good:
-            raise UserError(f"{folder}: {labels} has no label for any of its {len(lines)} videos")
+            raise UserError(
+                f"{folder}: {labels} has no label for any of its {len(every.lines)} videos"
+            )
         self.folder = folder
-        self.files = [folder / line["file"] for line in good]
-        for file in self.files:
-            if not file.is_file():
-                raise UserError(
-                    f"{file} is not there, though manifest.csv names it; extract the features again"
-                )
-        card = folder / "made_of.json"
-        made_of = json.loads(card.read_text()) if card.exists() else {}
-        self.weights = made_of.get("weights")
-        self.labels = torch.tensor(good_labels)
-        self.left_out = len(lines) - len(good)
+        self._videos = every.subset(good)
+        self._videos.check()
+        self.weights = every.made_of().get("weights")
+        self.labels = torch.tensor([found[row] for row in good])
+        self.left_out = len(every.lines) - len(good)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._videos)
 
     def means(self) -> Tensor:
         """Of each video's windows: [N, dim]."""
-        return torch.stack([self._read(row, "features").mean(0) for row in range(len(self))])
+        return torch.stack([self._videos.features(row).mean(0) for row in range(len(self))])
 
     def in_time(self, stage: int) -> Tensor:
         """A map's means over space, one after the other in time, of each video: [N, t * dim]."""
         rows = []
         for row in range(len(self)):
-            maps = self._read(row, f"stage{stage}")  # [windows, t, h, w, dim]
+            maps = self._videos.read(row, f"stage{stage}")  # [windows, t, h, w, dim]
             rows.append(maps.mean((0, 2, 3)).flatten())
         return torch.stack(rows)
 
     def windows(self, row: int, stage: int, which: int | None = None) -> Tensor:
         """Tokens of one window, or of all: [windows, L, dim]."""
-        return self._read(row, f"stage{stage}", which).flatten(1, -2)
+        return self._videos.read(row, f"stage{stage}", which).flatten(1, -2)
 
     def has_maps(self, stage: int) -> bool:
-        name = f"stage{stage}"
-        with safe_open(self.files[0], "pt") as f:
-            return name in set(f.keys()) and len(f.get_slice(name).get_shape()) > 2
+        shape = self._videos.shape(f"stage{stage}")
+        return shape is not None and len(shape) > 1
 
-    def shape(self) -> list[int]:
+    def shape(self) -> list[int] | None:
         """Of a video's mean."""
-        with safe_open(self.files[0], "pt") as f:
-            return f.get_slice("features").get_shape()[1:]
+        return self._videos.shape("features")
 
     def count_windows(self, row: int) -> int:
-        with safe_open(self.files[row], "pt") as f:
-            return f.get_slice("times").get_shape()[0]
-
-    def _read(self, row: int, name: str, which: int | None = None) -> Tensor:
-        with safe_open(self.files[row], "pt") as f:
-            part = f.get_slice(name)
-            return (part[:] if which is None else part[which : which + 1]).float()
+        return self._videos.windows(row)
 
 
 def _labels_of(lines: list[dict[str, str]], videos: VideoList) -> list[int]:

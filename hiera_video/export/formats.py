@@ -95,7 +95,9 @@ def open_aoti(file: Path) -> Run:
 
 
 def _program(graph: Graph, example: Tensor) -> Any:
-    return torch.export.export(graph, (example,), dynamic_shapes=({0: _batch()},))
+    program: Any = torch.export.export(graph, (example,), dynamic_shapes=({0: _batch()},))
+    program.example_inputs = None  # which would be written, too
+    return program
 
 
 def _batch() -> Any:

@@ -11,7 +11,9 @@ from hiera_video import build
 from hiera_video.config import Config
 from hiera_video.data.format import ClipFormat
 from hiera_video.evaluation.detector_files import video_ids, write_index
-from hiera_video.evaluation.features import PARTS, FeatureFiles, read_manifest, write_manifest
+from hiera_video.evaluation.feature_folder import MADE_OF
+from hiera_video.evaluation.features import FeatureFiles, read_manifest, write_manifest
+from hiera_video.evaluation.layouts import ARRAYS, PARTS
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
@@ -23,8 +25,6 @@ from hiera_video.system.distributed import World
 from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.system.files import sha256_of, write_json
 from hiera_video.system.log import RunLog
-
-MADE_OF = "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FeaturesStage:
     ):
         self.config = config
         self.world = world
-        self.arrays = config.features.layout != "files"
+        self.arrays = config.features.layout in ARRAYS
         # Detectors know videos, whose segments are the ground truth.
         self.videos = given.videos.whole_videos() if self.arrays else given.videos
         self.segments = given.videos
@@ -80,13 +80,13 @@ class FeaturesStage:
         files = FeatureFiles(
             self.folder,
             self.videos,
+            layout=options.layout,
             dtype=options.dtype,
             average=options.average,
-            arrays=self.arrays,
+            pack_bytes=options.pack_mib << 20,
         )
         rows = list(range(self.shard.number, len(self.videos), self.shard.count))
-        world.on_main(files.clear_leftovers)
-        left = world.on_main(lambda: [row for row in rows if not files.is_done(row)])
+        left = world.on_main(lambda: files.take_up(rows))
         if len(left) < len(rows):
             log.say(f"features: {len(rows) - len(left)} of {len(rows)} videos are done already")
         evaluate(
@@ -102,7 +102,7 @@ class FeaturesStage:
             world=world,
             progress=log.progress(len(left), what="features", unit="videos"),
         )
-        files.write_manifest(world, rows, manifest)
+        files.finish(world, rows, manifest)
         world.on_main(lambda: self._finish(manifest, log))
 
     def _is_done(self, manifest: Path, log: RunLog) -> bool:
