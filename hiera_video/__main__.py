@@ -13,6 +13,8 @@ COMMANDS = {
     "predict": "class names and scores of your own videos, over time if you like",
     "extract-features": "feature vectors of any list of videos",
     "probe": "what frozen features are worth to simple classifiers",
+    "search": "find a video, or what is like it, in a folder of features",
+    "duplicates": "near-duplicates in and between folders of features",
     "report": "make the report of a run again",
     "combine-scores": "average several tests; write the test server's file",
     "check-videos": "try every video of a list, in processes that can be killed",

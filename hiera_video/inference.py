@@ -333,14 +333,6 @@ def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn
     return encoder
 
 
-def spread_frames(source: VideoSource, path: str, count: int) -> np.ndarray:
-    """At most `count` frames, evenly over a video: uint8 [N, H, W, 3]. Raises VideoError."""
-    with source.open(path) as video:
-        last = video.info.num_frames - 1
-        inner = np.linspace(0, last, count + 2)[1:-1]  # neither the first nor the last one
-        return video.get(np.unique(inner.astype(int)))
-
-
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

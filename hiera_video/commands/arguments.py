@@ -1,6 +1,10 @@
 """Arguments that several commands share."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hiera_video.system.stores import is_remote
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -20,3 +24,13 @@ def add_overrides(
     parser: argparse.ArgumentParser, help: str = "override a key of the config"
 ) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+
+
+def without_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(files and URLs, `key=value`), of arguments that are both"""
+    files: list[str] = []
+    overrides: list[str] = []
+    for argument in given:
+        is_file = "=" not in argument or is_remote(argument) or Path(argument).exists()
+        (files if is_file else overrides).append(argument)
+    return files, overrides

@@ -46,6 +46,7 @@ code { font-size: 13px; overflow-wrap: anywhere }
 .matrix { image-rendering: pixelated; border: 1px solid var(--line) }
 .side { display: flex; flex-wrap: wrap; gap: 24px }
 .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px }
+.pairs { display: grid; grid-template-columns: 1fr 1fr; gap: 12px }
 .video { padding: 10px }
 .video img { max-width: 100%; height: auto }
 img { max-width: 100% }
@@ -80,6 +81,14 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     for row in rows:
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
     return f'<div class="panel"><table>{top}{"".join(lines)}</table></div>'
+
+
+def panel(picture: str, said: str, path: str) -> str:
+    """A video. picture: HTML."""
+    return (
+        f'<div class="panel video">{picture}<div>{escape(said)}</div>'
+        f"<code>{escape(path)}</code></div>"
+    )
 
 
 def card_table(card: dict[str, object]) -> str:

@@ -21,17 +21,15 @@ from hiera_video.data.lists import VideoList
 from hiera_video.evaluation.eyes import NAMES
 from hiera_video.evaluation.features import read_manifest
 from hiera_video.evaluation.scores import class_name
-from hiera_video.inference import spread_frames
 from hiera_video.pictures import charts
 from hiera_video.pictures.page import card_table, page, section, table
+from hiera_video.pictures.strip import strip
 from hiera_video.stages.inputs import build_classes, read_list
-from hiera_video.system.errors import Unavailable, UserError, VideoError
+from hiera_video.system.errors import UserError
 from hiera_video.system.files import written_whole
 from hiera_video.system.log import read_metrics
 
 SHOWN = 6  # best and worst videos
-FRAMES = 3  # of a thumbnail
-THUMBNAIL = 96  # its height, in pixels
 PAIRS = 10  # classes that are taken for each other
 HEADLINES = (  # key of metrics.json, title
     ("top1", "top-1"),
@@ -257,17 +255,7 @@ def _thumbnail(source: VideoSource, videos: VideoList | None, scored: Scored) ->
     """Some frames of the video side by side; nothing where it cannot be read."""
     if videos is None or scored.row >= len(videos) or videos.written(scored.row) != scored.path:
         return ""
-    try:
-        frames = spread_frames(source, videos.path(scored.row), FRAMES)
-    except (VideoError, Unavailable):
-        return ""
-    height, width = frames.shape[1:3]
-    size = (max(1, round(width * THUMBNAIL / height)), THUMBNAIL)
-    step = size[0] + 2
-    strip = Image.new("RGB", (len(frames) * step - 2, THUMBNAIL), "white")
-    for k, frame in enumerate(frames):
-        strip.paste(Image.fromarray(frame).resize(size), (k * step, 0))
-    return charts.picture(strip, alt=f"frames of {scored.path}")
+    return strip(source, videos.path(scored.row), alt=f"frames of {scored.path}")
 
 
 def _missing(metrics: dict[str, Any]) -> str:

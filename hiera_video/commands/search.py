@@ -1,0 +1,169 @@
+"""Finds a video, or what is like it, in a folder of features.
+
+    hiera-video search features query.mp4
+    hiera-video search features query.mp4 --by window --top 20 --page found.html
+    hiera-video search features query.mp4 data.root=/new/place test.weights=runs/own
+
+FEATURES is what extract-features wrote, or the features of a run; the query's features are made by
+the config and the weights that made those. Printed are the nearest videos with their cosine and
+when: seconds of the video and of the query. --by window lists several places of a video, too.
+Windows of features.hop_s=0.5 find a cut more exactly than those that lie end to end.
+
+Cosines are taken after whitening: the mean is taken away, and every direction counts alike; --plain
+leaves the features as they are. Every window is looked at. Above a million an index is made first
+(pip install 'hiera_video[faiss]') and kept in the folder; --index says otherwise.
+"""
+
+import argparse
+import json
+import math
+import sys
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hiera_video.commands.arguments import make_parser, without_overrides
+from hiera_video.evaluation.likeness import Windows, matches, plain, whitened
+from hiera_video.evaluation.search_index import ABOVE, SearchIndex
+from hiera_video.pictures.page import page, panel, section
+from hiera_video.pictures.strip import strip
+from hiera_video.stages.library import Library, QueryFeatures
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import join, write_text
+
+Span = tuple[float, float]  # seconds
+
+
+class Found(NamedTuple):
+    path: str
+    score: float
+    span: Span
+    query_span: Span
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("features", type=Path, help="folder of features")
+    parser.add_argument("queries", nargs="+", metavar="VIDEO", help="file or URL, or key=value")
+    parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--by", choices=("video", "window"), default="video")
+    parser.add_argument("--plain", action="store_true", help="cosines of the features as they are")
+    parser.add_argument("--index", choices=("auto", "exact", "faiss"), default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write it with pictures, as HTML")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.top < 1:
+        raise UserError(f"--top {args.top} must be > 0")
+    queries, overrides = without_overrides(args.queries)
+    if not queries:
+        raise UserError("name a video to search for")
+    library = Library(args.features, overrides)
+    made = library.features_of(queries)
+    search = Search(library, args)
+    results: dict[str, list[Found]] = {}
+    for query, features in zip(queries, made):
+        print(query)
+        if features is None:
+            continue
+        results[query] = search(features)
+        for k, found in enumerate(results[query], start=1):
+            when = f"{clock(found.span)} s (query {clock(found.query_span)} s)"
+            print(f"  {k:3} {found.score:7.4f}  {found.path}  {when}", flush=True)
+    if args.json:
+        rows = {query: [found._asdict() for found in every] for query, every in results.items()}
+        write_text(args.json, json.dumps(rows, indent=1) + "\n")
+    if args.page:
+        write_text(args.page, result_page(library, results))
+    unread = [query for query, features in zip(queries, made) if features is None]
+    if unread:
+        raise UserError(f"{len(unread)} of {len(queries)} queries cannot be read: {unread[0]}")
+
+
+class Search:
+    def __init__(self, library: Library, args: argparse.Namespace):
+        """Raises UserError."""
+        self._library = library
+        self._folder = library.folder
+        self._args = args
+        self._index = self._make_index()
+        self._windows: Windows | None = None
+
+    def __call__(self, query: QueryFeatures) -> list[Found]:
+        folder = self._folder
+        if self._index is not None:
+            near = self._index.videos_near(query.features)
+            folder = folder.subset([folder.rows[k] for k in near])
+            windows = Windows([folder], space=self._index.space)
+        else:
+            if self._windows is None:
+                measure = plain if self._args.plain else whitened
+                self._windows = Windows([folder], measure=measure)
+            windows = self._windows
+        best = matches(
+            windows.space(query.features),
+            windows,
+            top=self._args.top,
+            in_order=self._library.in_order,
+            apart=self._apart(query) if self._args.by == "window" else None,
+        )
+        found = []
+        for match in best:
+            of_query = span(query.times, match.query_first, match.length)
+            of_video = span(folder.times(match.video), match.first, match.length)
+            path = folder.path(match.video)
+            found.append(Found(path, match.score, of_video, of_query))
+        return found
+
+    def _apart(self, query: QueryFeatures) -> int:
+        """Windows after which two places of a video do not overlap."""
+        times = next(
+            (t for t in map(self._folder.times, range(len(self._folder))) if len(t) > 1),
+            query.times,
+        )
+        if len(times) < 2:
+            return 1
+        (start, end), (following, _) = times[:2]
+        return len(query.times) - 1 + max(1, math.ceil((end - start) / (following - start) - 1e-6))
+
+    def _make_index(self) -> SearchIndex | None:
+        """Raises UserError."""
+        total = sum(map(self._folder.windows, range(len(self._folder))))
+        asked = self._args.index
+        if asked == "exact" or (asked == "auto" and (total <= ABOVE or self._args.plain)):
+            return None
+        if self._args.plain:
+            raise UserError("--plain: the index is of whitened features; --index exact")
+        try:
+            return SearchIndex([self._folder])
+        except ImportError as e:
+            if asked == "faiss":
+                raise UserError("--index faiss needs pip install 'hiera_video[faiss]'") from e
+            print(f"{total} windows are gone through one by one: no faiss here", file=sys.stderr)
+            return None
+
+
+def span(times: np.ndarray, first: int, length: int) -> Span:
+    return float(times[first, 0]), float(times[first + length - 1, 1])
+
+
+def clock(part: Span) -> str:
+    return f"{part[0]:.2f}-{part[1]:.2f}"
+
+
+def result_page(library: Library, results: dict[str, list[Found]]) -> str:
+    """HTML."""
+    source = library.source()
+    parts = [f"<h1>Nearest in {escape(str(library.folder.folder))}</h1>"]
+    for query, every in results.items():
+        panels = [panel(strip(source, join(Path.cwd(), query), alt=query), "the query", query)]
+        for found in every:
+            frames = strip(source, library.place(found.path), alt=found.path, span=found.span)
+            panels.append(panel(frames, f"{found.score:.4f}, {clock(found.span)} s", found.path))
+        parts.append(section(Path(query).name, f'<div class="videos">{"".join(panels)}</div>'))
+    source.close()
+    return page("search", parts)

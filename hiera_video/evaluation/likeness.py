@@ -1,0 +1,195 @@
+"""How alike videos are: cosines of their windows, in the order of time.
+
+Features of a network vary a lot along few directions, those that it was trained to tell apart, and
+a copy of a video differs little from its neighbours there. So cosines are taken after whitening:
+the mean of all windows is taken away, and every direction is divided by its spread.
+
+Legend: N windows of all videos, V videos, n windows of a query, m of a video, dim channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiera_video.evaluation.feature_folder import FeatureFolder
+
+FLOOR = 0.01  # of the largest spread: below it is noise
+FITTED = 65536  # windows that spreads are measured on, at most
+MOST_COSINES = 1 << 26  # held at a time
+
+
+@dataclass(frozen=True)
+class Space:
+    """features [.., dim] -> unit vectors, whose products are cosines"""
+
+    mean: Tensor  # [dim]
+    basis: Tensor  # [dim, dim]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return F.normalize((features - self.mean) @ self.basis, dim=-1)
+
+
+def whitened(windows: Tensor) -> Space:
+    """The space in which `windows` [N, dim] spread alike in every direction."""
+    step = -(-len(windows) // FITTED)
+    some = windows[::step].double()
+    mean = some.mean(0)
+    spread, basis = torch.linalg.eigh((some - mean).T @ (some - mean) / len(some))
+    spread = spread.clamp(min=0).sqrt()
+    floor = FLOOR * spread.max().clamp(min=1e-12)
+    return Space(mean.float(), (basis / (spread + floor)).float())
+
+
+def plain(windows: Tensor) -> Space:
+    """Cosines of the features as they are."""
+    dim = windows.shape[1]
+    return Space(torch.zeros(dim), torch.eye(dim))
+
+
+class Windows:
+    """The windows of all videos of some folders, one after the other, as unit vectors."""
+
+    def __init__(
+        self,
+        folders: Sequence[FeatureFolder],
+        *,
+        measure: Callable[[Tensor], Space] = whitened,
+        space: Space | None = None,
+    ):
+        """space: default what `measure` makes of the windows."""
+        parts = [folder.features(k) for folder in folders for k in range(len(folder))]
+        self.counts = torch.tensor([len(part) for part in parts])  # [V]
+        self.firsts = self.counts.cumsum(0) - self.counts  # [V], windows
+        features = torch.cat(parts)
+        self.space = space or measure(features)
+        self.vectors = torch.cat([self.space(part) for part in features.split(FITTED)])  # [N, dim]
+
+    def __len__(self) -> int:
+        """Videos."""
+        return len(self.counts)
+
+    def of(self, video: int) -> Tensor:
+        """[m, dim]"""
+        first = int(self.firsts[video])
+        return self.vectors[first : first + int(self.counts[video])]
+
+    def blocks(self, queries: int) -> Iterator[tuple[int, int]]:
+        """(first video, last + 1): as many as `queries` windows can be compared with at once."""
+        most = max(1, MOST_COSINES // queries)
+        first = 0
+        while first < len(self):
+            reach = self.firsts + self.counts - self.firsts[first] <= most
+            last = max(first + 1, int(reach.sum()))
+            yield first, last
+            first = last
+
+    def cosines(self, queries: Tensor, first: int, last: int) -> Tensor:
+        """Of queries [n, dim] with the windows of videos first to last - 1: [n, N]"""
+        end = int(self.firsts[last - 1] + self.counts[last - 1])
+        return queries @ self.vectors[int(self.firsts[first]) : end].T
+
+
+class Match(NamedTuple):
+    """Windows of a query beside windows of a video, one by one."""
+
+    video: int
+    score: float  # mean of the cosines
+    query_first: int
+    first: int  # window of the video
+    length: int  # windows
+
+
+def matches(
+    query: Tensor, windows: Windows, *, top: int, in_order: bool = True, apart: int | None = None
+) -> list[Match]:
+    """The best places of a query [n, dim] among all windows, best first: at most `top`.
+
+    in_order: the windows of a video follow each other at one distance, as the query's do, and are
+    compared along time; the shorter of the two lies within the other. Else each window of the query
+    takes the best one of the video. apart: several places of a video, which begin at least so many
+    windows apart; default one.
+    """
+    found: list[Match] = []
+    for first, last in windows.blocks(len(query)):
+        cosines = windows.cosines(query, first, last)
+        firsts = windows.firsts[first:last] - windows.firsts[first]
+        counts = windows.counts[first:last]
+        for match in _of_block(cosines, firsts, counts, top, in_order, apart):
+            found.append(match._replace(video=match.video + first))
+        found = sorted(found, key=lambda match: -match.score)[:top]
+    return found
+
+
+def _of_block(
+    cosines: Tensor,
+    firsts: Tensor,
+    counts: Tensor,
+    top: int,
+    in_order: bool,
+    apart: int | None,
+) -> Iterator[Match]:
+    """cosines: [n, N]"""
+    count = len(cosines)
+    of_window = torch.arange(len(counts)).repeat_interleave(counts)  # [N], video
+    if not in_order:
+        per_window = torch.full((count, len(counts)), -torch.inf)
+        per_window.scatter_reduce_(1, of_window.expand(count, -1), cosines, "amax")
+        scores = per_window.mean(0)  # [V]
+        for video in scores.topk(min(top, len(scores))).indices.tolist():
+            own = cosines[:, firsts[video] : firsts[video] + counts[video]]
+            place = int(own.argmax())
+            at_query, at_video = divmod(place, own.shape[1])
+            yield Match(video, float(scores[video]), at_query, at_video, 1)
+        return
+    long = counts >= count
+    if bool(long.any()):
+        yield from _inside_videos(cosines, firsts, of_window, top, apart)
+    yield from _around_videos(cosines, firsts, counts, (~long).nonzero().flatten(), top)
+
+
+def _inside_videos(
+    cosines: Tensor, firsts: Tensor, of_window: Tensor, top: int, apart: int | None
+) -> Iterator[Match]:
+    """The query within videos that are as long as it, or longer."""
+    count, total = cosines.shape
+    starts = total - count + 1
+    score = torch.zeros(starts)
+    for k in range(count):
+        score += cosines[k, k : k + starts]
+    score /= count
+    score[of_window[:starts] != of_window[count - 1 :]] = -torch.inf
+    order = score.argsort(descending=True, stable=True)
+    taken: dict[int, list[int]] = {}
+    left = min(top, int(score.isfinite().sum()))
+    for place in map(int, order):
+        if left == 0 or score[place] == -torch.inf:
+            return
+        video = int(of_window[place])
+        others = taken.setdefault(video, [])
+        if others and (apart is None or any(abs(place - other) < apart for other in others)):
+            continue
+        others.append(place)
+        left -= 1
+        yield Match(video, float(score[place]), 0, place - int(firsts[video]), count)
+
+
+def _around_videos(
+    cosines: Tensor, firsts: Tensor, counts: Tensor, short: Tensor, top: int
+) -> Iterator[Match]:
+    """Videos within the query, that are shorter than it: `short`."""
+    for length in counts[short].unique().tolist():
+        videos = short[counts[short] == length]
+        base = firsts[videos]
+        best = torch.full((len(videos),), -torch.inf)
+        where = torch.zeros(len(videos), dtype=torch.long)
+        for start in range(len(cosines) - length + 1):
+            score = sum(cosines[start + k, base + k] for k in range(length)) / length
+            better = score > best
+            best = torch.where(better, score, best)
+            where[better] = start
+        for k in best.topk(min(top, len(best))).indices.tolist():
+            yield Match(int(videos[k]), float(best[k]), int(where[k]), 0, length)
