@@ -4,12 +4,14 @@
 
 Of each list: files that are not there, videos that stand in it twice, labels out of range or
 missing, classes without a video. Between lists: videos that stand in two of them, by path, by file
-name, and, with --content, by their bytes. Relative paths are under --root, by default the folder of
+name, with --content by their bytes, and, with --duplicates, near-duplicates that `hiera-video
+duplicates` found, within a list, too. Relative paths are under --root, by default the folder of
 each list. Exit status 0 if nothing was found, 2 if something was. tools/check_videos.py decodes the
 videos; this only looks at lists and names.
 """
 
 import argparse
+import csv
 import hashlib
 import os
 import sys
@@ -93,6 +95,32 @@ def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: 
         )
 
 
+def check_duplicates(
+    pairs: list[tuple[str, str]], lists: dict[str, VideoList], findings: Findings
+) -> None:
+    """pairs: paths as the lists have them"""
+    names = list(lists)
+    held = {name: {v.written(i) for i in range(len(v))} for name, v in lists.items()}
+    for k, a in enumerate(names):
+        for b in names[k:]:
+            both = sorted(
+                f"{one} = {other}"
+                for one, other in pairs
+                if (one in held[a] and other in held[b]) or (one in held[b] and other in held[a])
+            )
+            where = f"within {a}" if a == b else f"between {a} and {b}"
+            findings.say(f"near-duplicates {where}", both)
+
+
+def read_pairs(file: Path) -> list[tuple[str, str]]:
+    """Raises UserError."""
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as f:
+        rows = csv.DictReader(f)
+        if not {"path_a", "path_b"} <= set(rows.fieldnames or ()):
+            raise UserError(f"--duplicates {file}: it has no columns path_a and path_b")
+        return [(row["path_a"], row["path_b"]) for row in rows]
+
+
 def _hash(path: str) -> str:
     digest = hashlib.sha256()
     with open_bytes(local(path)) as f:
@@ -111,8 +139,9 @@ def main() -> None:
     parser.add_argument(
         "--content", action="store_true", help="also look for equal files under different names"
     )
+    parser.add_argument("--duplicates", type=Path, help="the csv of `hiera-video duplicates`")
     args = parser.parse_args()
-    for file in [*args.lists, *([args.classes] if args.classes else [])]:
+    for file in [*args.lists, *filter(None, (args.classes, args.duplicates))]:
         if not file.exists():
             raise UserError(f"there is no file {file}")
     classes = args.classes.read_text(encoding="utf-8").splitlines() if args.classes else None
@@ -127,6 +156,8 @@ def main() -> None:
     for k, a in enumerate(names):
         for b in names[k + 1 :]:
             check_pair(lists[a], lists[b], f"{a} and {b}", args.content, findings)
+    if args.duplicates:
+        check_duplicates(read_pairs(args.duplicates), lists, findings)
     total = sum(map(len, lists.values()))
     if findings.count:
         raise UserError(

@@ -26,20 +26,17 @@ import numpy as np
 from tqdm import tqdm
 
 from hiera_video.commands.arguments import make_parser, without_overrides
-from hiera_video.commands.search import Span, clock, span
+from hiera_video.commands.search import SLACK_S, Span, clock, span, step
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.evaluation.duplicates import Pair, exact_neighbours, near_duplicates
 from hiera_video.evaluation.likeness import Match, Windows
-from hiera_video.evaluation.same_frames import frames_alike
+from hiera_video.evaluation.same_frames import SAME, frames_alike
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library
 from hiera_video.system.errors import Unavailable, UserError, VideoError
 from hiera_video.system.files import exists, write_text, written_whole
 
-# Copies of MovingShapes, GRID and MIRACL had 0.81 and more, but for one of 11 frames at a quarter of
-# its size (0.61); other pairs 0.72 and less.
-THRESHOLD = 0.76
 FEATURES_THRESHOLD = 0.9
 MOST_SHOWN = 500  # pairs of a page
 COLUMNS = (
@@ -61,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", metavar="FEATURES", help="folder, or key=value")
     parser.add_argument("--output", type=Path, default=Path("duplicates"), help="a folder")
     parser.add_argument("--within", action="store_true", help="pairs of one folder, too")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="of frames, 0 to 1")
+    parser.add_argument("--threshold", type=float, default=SAME, help="of frames, 0 to 1")
     parser.add_argument("--features-only", action="store_true", help="do not look at frames")
     parser.add_argument(
         "--features-threshold",
@@ -177,10 +174,10 @@ def frames_of(source: VideoSource, videos: Videos, video: int, match: Match) -> 
         if not exists(place):
             videos.unread.add(place)
             return None
-    slack = min(step(one.times()), step(other.times()))
+    slack = min(step(one.times()), step(other.times()), SLACK_S)
     spans = spans_of(one, other, match)
     try:
-        return frames_alike(source, (one.place, other.place), spans, slack_s=slack)
+        return frames_alike(source, (one.place, other.place), spans, slack_s=slack).score
     except (VideoError, Unavailable):
         videos.unread.add(one.place)
         return None
@@ -192,13 +189,6 @@ def spans_of(one: Video, other: Video, match: Match) -> tuple[Span, Span]:
         span(one.times(), match.query_first, match.length),
         span(other.times(), match.first, match.length),
     )
-
-
-def step(times: np.ndarray) -> float:
-    """Seconds from window to window, or of the only one."""
-    if len(times) > 1:
-        return float(times[1, 0] - times[0, 0])
-    return float(times[0, 1] - times[0, 0])
 
 
 def write_table(file: Path, videos: Videos, pairs: list[Pair]) -> None:

@@ -6,8 +6,12 @@
 
 FEATURES is what extract-features wrote, or the features of a run; the query's features are made by
 the config and the weights that made those. Printed are the nearest videos with their cosine and
-when: seconds of the video and of the query. --by window lists several places of a video, too.
-Windows of features.hop_s=0.5 find a cut more exactly than those that lie end to end.
+when: seconds of the video and of the query. --by window lists several places of a video, too. A
+cut that is about as short as a window is found better in windows of features.hop_s=0.5 than in
+those that lie end to end.
+
+Frames of the nearest ones are looked at, too: videos that show the query itself, encoded again or
+resized, come first ("same"), with the time to a frame; --features-only leaves that out.
 
 Cosines are taken after whitening: the mean is taken away, and every direction counts alike; --plain
 leaves the features as they are. Every window is looked at. Above a million an index is made first
@@ -15,25 +19,31 @@ leaves the features as they are. Every window is looked at. Above a million an i
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from hiera_video.commands.arguments import make_parser, without_overrides
-from hiera_video.evaluation.likeness import Windows, matches, plain, whitened
+from hiera_video.evaluation.likeness import Match, Windows, matches, plain, whitened
+from hiera_video.evaluation.same_frames import SAME, frames_alike
 from hiera_video.evaluation.search_index import ABOVE, SearchIndex
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library, QueryFeatures
-from hiera_video.system.errors import UserError
-from hiera_video.system.files import join, write_text
+from hiera_video.system.errors import Unavailable, UserError, VideoError
+from hiera_video.system.files import exists, join, write_text
 
 Span = tuple[float, float]  # seconds
+LOOKED_AT = 20  # of the nearest ones, at least
+SLACK_S = 2.0  # that a match may be early or late, at most
 
 
 class Found(NamedTuple):
@@ -41,6 +51,11 @@ class Found(NamedTuple):
     score: float
     span: Span
     query_span: Span
+    same: float | None  # how alike the frames are; None where nobody looked
+
+    def rank(self) -> tuple[bool, float]:
+        is_same = self.same is not None and self.same >= SAME
+        return not is_same, -(self.same or 0.0) if is_same else -self.score
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--by", choices=("video", "window"), default="video")
     parser.add_argument("--plain", action="store_true", help="cosines of the features as they are")
+    parser.add_argument("--features-only", action="store_true", help="do not look at frames")
     parser.add_argument("--index", choices=("auto", "exact", "faiss"), default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write it with pictures, as HTML")
@@ -66,20 +82,22 @@ def main(args: argparse.Namespace) -> None:
     made = library.features_of(queries)
     search = Search(library, args)
     results: dict[str, list[Found]] = {}
-    for query, features in zip(queries, made):
+    for query, phases in zip(queries, made):
         print(query)
-        if features is None:
+        if not phases:
             continue
-        results[query] = search(features)
+        results[query] = search(query, phases)
         for k, found in enumerate(results[query], start=1):
-            when = f"{clock(found.span)} s (query {clock(found.query_span)} s)"
+            same = "  same" if not found.rank()[0] else ""
+            when = f"{clock(found.span)} s (query {clock(found.query_span)} s){same}"
             print(f"  {k:3} {found.score:7.4f}  {found.path}  {when}", flush=True)
     if args.json:
         rows = {query: [found._asdict() for found in every] for query, every in results.items()}
         write_text(args.json, json.dumps(rows, indent=1) + "\n")
     if args.page:
         write_text(args.page, result_page(library, results))
-    unread = [query for query, features in zip(queries, made) if features is None]
+    search.close()
+    unread = [query for query, phases in zip(queries, made) if not phases]
     if unread:
         raise UserError(f"{len(unread)} of {len(queries)} queries cannot be read: {unread[0]}")
 
@@ -92,32 +110,62 @@ class Search:
         self._args = args
         self._index = self._make_index()
         self._windows: Windows | None = None
+        self._source = library.source()
 
-    def __call__(self, query: QueryFeatures) -> list[Found]:
-        folder = self._folder
+    def __call__(self, query: str, phases: list[QueryFeatures]) -> list[Found]:
+        place = join(Path.cwd(), query)
+        found = [self._found(place, *match) for match in self._nearest(phases)]
+        return sorted(found, key=Found.rank)[: self._args.top]
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _nearest(self, phases: list[QueryFeatures]) -> list[tuple[QueryFeatures, Match]]:
+        """The best matches of all phases; their videos are numbered as the folder's."""
+        names: Sequence[int] = range(len(self._folder))
         if self._index is not None:
-            near = self._index.videos_near(query.features)
-            folder = folder.subset([folder.rows[k] for k in near])
-            windows = Windows([folder], space=self._index.space)
+            names = self._index.videos_near(torch.cat([phase.features for phase in phases]))
+            part = self._folder.subset([self._folder.rows[k] for k in names])
+            windows = Windows([part], space=self._index.space)
         else:
             if self._windows is None:
                 measure = plain if self._args.plain else whitened
-                self._windows = Windows([folder], measure=measure)
+                self._windows = Windows([self._folder], measure=measure)
             windows = self._windows
-        best = matches(
-            windows.space(query.features),
-            windows,
-            top=self._args.top,
-            in_order=self._library.in_order,
-            apart=self._apart(query) if self._args.by == "window" else None,
-        )
-        found = []
-        for match in best:
-            of_query = span(query.times, match.query_first, match.length)
-            of_video = span(folder.times(match.video), match.first, match.length)
-            path = folder.path(match.video)
-            found.append(Found(path, match.score, of_video, of_query))
-        return found
+        count = max(self._args.top, LOOKED_AT)
+        apart = self._apart(phases[0]) if self._args.by == "window" else None
+        every = []
+        for phase in phases:
+            own = windows.space(phase.features)
+            in_order = self._library.in_order
+            for match in matches(own, windows, top=count, in_order=in_order, apart=apart):
+                every.append((phase, match._replace(video=names[match.video])))
+        every.sort(key=lambda found: -found[1].score)
+        kept: list[tuple[QueryFeatures, Match]] = []
+        for phase, match in every:
+            others = [other for _, other in kept if other.video == match.video]
+            if all(apart and abs(match.first - other.first) >= apart for other in others):
+                kept.append((phase, match))
+        return kept[:count]
+
+    def _found(self, query: str, phase: QueryFeatures, match: Match) -> Found:
+        """query: where it lies"""
+        path = self._folder.path(match.video)
+        times = self._folder.times(match.video)
+        of_query = span(phase.times, match.query_first, match.length)
+        of_video = span(times, match.first, match.length)
+        same = None
+        place = self._library.place(path)
+        if not self._args.features_only and exists(place):
+            slack = min(step(times), SLACK_S)
+            with contextlib.suppress(VideoError, Unavailable):
+                found = frames_alike(
+                    self._source, (query, place), (of_query, of_video), slack_s=slack
+                )
+                same = found.score
+                if same >= SAME:
+                    of_video = (of_query[0] + found.offset_s, of_query[1] + found.offset_s)
+        return Found(path, match.score, of_video, of_query, same)
 
     def _apart(self, query: QueryFeatures) -> int:
         """Windows after which two places of a video do not overlap."""
@@ -149,6 +197,13 @@ class Search:
 
 def span(times: np.ndarray, first: int, length: int) -> Span:
     return float(times[first, 0]), float(times[first + length - 1, 1])
+
+
+def step(times: np.ndarray) -> float:
+    """Seconds from window to window, or of the only one."""
+    if len(times) > 1:
+        return float(times[1, 0] - times[0, 0])
+    return float(times[0, 1] - times[0, 0])
 
 
 def clock(part: Span) -> str:

@@ -3,9 +3,11 @@
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,6 +27,11 @@ DARK = (8, 48, 107)  # of a matrix's largest value; 0 is white
 NAMED_ROWS = 40  # of a matrix, above which names cannot be read
 LONGEST = 24  # letters of a name beside a matrix
 LETTER = 7  # pixels
+# Of a map: its side and margin in pixels, and the colours of its groups.
+SCATTER = 640
+MARGIN = 10
+GROUPS = (*COLOURS, "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#1e3a8a")
+GREY = "#9ca3af"
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,42 @@ def _line(
             circle = f'cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"'
             parts.append(f"<circle {circle}>{tip}</circle>")
     return parts
+
+
+class Spot(NamedTuple):
+    x: float
+    y: float
+    group: str  # that has its colour
+    name: str  # said when it is pointed at
+
+
+def scatter(title: str, spots: Sequence[Spot]) -> str:
+    """Places on a plane; the largest groups in colours, the others grey."""
+    sizes = Counter(spot.group for spot in spots).most_common(len(GROUPS))
+    colour_of = {group: colour for (group, _), colour in zip(sizes, GROUPS)}
+    low_x = min(spot.x for spot in spots)
+    low_y = min(spot.y for spot in spots)
+    scale = (SCATTER - 2 * MARGIN) / max(
+        max(spot.x for spot in spots) - low_x, max(spot.y for spot in spots) - low_y, 1e-9
+    )
+    parts = []
+    for spot in spots:
+        x = MARGIN + (spot.x - low_x) * scale
+        y = MARGIN + (spot.y - low_y) * scale
+        colour = colour_of.get(spot.group, GREY)
+        tip = f"<title>{escape(spot.group)}: {escape(spot.name)}</title>"
+        circle = f'cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.7"'
+        parts.append(f"<circle {circle}>{tip}</circle>")
+    key = ""
+    for group, colour in colour_of.items():
+        key += f'<span class="key" style="--c:{colour}">{escape(shortened(group))}</span>'
+    if len({spot.group for spot in spots}) > len(GROUPS):
+        key += f'<span class="key" style="--c:{GREY}">others</span>'
+    style = f'style="max-width:{SCATTER}px" viewBox="0 0 {SCATTER} {SCATTER}"'
+    return (
+        f'<figure class="map"><figcaption>{escape(title)} {key}</figcaption>'
+        f'<svg {style} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:

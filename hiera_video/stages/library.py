@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hiera_video import build
 from hiera_video.config import Config, load_config
+from hiera_video.config.sections import FeaturesConfig
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
 from hiera_video.evaluation.feature_folder import FeatureFolder
@@ -22,8 +23,15 @@ from hiera_video.stages.run import extract_features
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import join, sha256_of
 
+# A query's windows begin at as many places between two windows of the folder, for one of them to
+# lie as a window does in the video that is looked for.
+PHASES = 8
+FRAME_S = 1 / 30
+
 
 class QueryFeatures(NamedTuple):
+    """Windows that lie as far apart as the folder's."""
+
     features: Tensor  # [n, dim]
     times: np.ndarray  # [n, 2], seconds
 
@@ -68,31 +76,47 @@ class Library:
         data = self.config.data
         return str(self.config.features.videos or data.test or data.val)
 
-    def features_of(self, videos: Sequence[str | Path]) -> list[QueryFeatures | None]:
-        """Of other videos, as the folder's were made; None for one that cannot be read.
+    def features_of(self, videos: Sequence[str | Path]) -> list[list[QueryFeatures]]:
+        """Of other videos, as the folder's were made, in phases; none of one that cannot be read.
 
         What is done is told on stderr. Raises UserError, also for other weights.
         """
         self._check_weights()
+        count, options = self._finer()
         with tempfile.TemporaryDirectory() as output:
             table = Path(output) / "videos.csv"
             with open(table, "w", newline="", errors="surrogateescape") as f:
                 rows = [[join(Path.cwd(), video)] for video in videos]
                 csv.writer(f).writerows([["path"], *rows])
-            options = dataclasses.replace(
-                self.config.features, videos=str(table), layout="files", min_coverage=0.0
-            )
             found = Path(output) / "features"
             config = dataclasses.replace(
-                self.config, output=str(found), stages=("features",), features=options
+                self.config,
+                output=str(found),
+                stages=("features",),
+                features=dataclasses.replace(
+                    options, videos=str(table), layout="files", min_coverage=0.0
+                ),
             )
             with contextlib.redirect_stdout(sys.stderr):
                 extract_features(config)
             folder = FeatureFolder(found)
-            made: list[QueryFeatures | None] = [None for _ in videos]
+            made: list[list[QueryFeatures]] = [[] for _ in videos]
             for k, row in enumerate(folder.rows):
-                made[row] = QueryFeatures(folder.features(k), folder.times(k))
+                made[row] = in_phases(folder.features(k), folder.times(k), count)
             return made
+
+    def _finer(self) -> tuple[int, FeaturesConfig]:
+        """(how many windows of a query to one of the folder's, what they are made by)"""
+        options = self.config.features
+        if not self.in_order:
+            return 1, options
+        stride = options.stride_frames
+        if stride is not None:
+            count = next(k for k in range(PHASES, 0, -1) if stride % k == 0)
+            return count, dataclasses.replace(options, stride_frames=stride // count)
+        hop_s = options.hop_s or build.clip_shape(self.config).seconds
+        count = max(1, min(PHASES, int(hop_s / FRAME_S + 1e-6)))
+        return count, dataclasses.replace(options, hop_s=hop_s / count)
 
     def _check_weights(self) -> None:
         """Raises UserError."""
@@ -114,3 +138,20 @@ class Library:
         except UserError:
             return {}
         return {videos.written(row): videos.path(row) for row in range(len(videos))}
+
+
+def in_phases(features: Tensor, times: np.ndarray, count: int) -> list[QueryFeatures]:
+    """Every `count`-th window, from each of the first `count` on; the longest of these rows.
+
+    A last window that ends with the video, and lies nearer to the one before it, is of no row.
+    """
+    gaps = np.diff(times[:, 0])
+    regular = len(times)
+    if len(gaps) > 1 and gaps[-1] < 0.9 * gaps[0]:
+        regular -= 1
+    rows = [range(first, regular, count) for first in range(min(count, regular))]
+    longest = max(map(len, rows))
+    rows = [row for row in rows if len(row) >= max(1, longest - 1)]
+    if longest <= 2 and regular < len(times):
+        rows.append(range(regular, len(times)))
+    return [QueryFeatures(features[list(row)], times[list(row)]) for row in rows]

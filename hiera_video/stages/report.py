@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hiera_video.config import Config
 from hiera_video.data.decode.source import VideoSource
-from hiera_video.data.lists import VideoList
+from hiera_video.data.lists import VideoList, read_videos
+from hiera_video.evaluation.embedding import on_a_plane
 from hiera_video.evaluation.eyes import NAMES
-from hiera_video.evaluation.features import read_manifest
+from hiera_video.evaluation.feature_folder import FeatureFolder
 from hiera_video.evaluation.scores import class_name
 from hiera_video.pictures import charts
 from hiera_video.pictures.page import card_table, page, section, table
@@ -30,6 +33,7 @@ from hiera_video.system.files import written_whole
 from hiera_video.system.log import read_metrics
 
 SHOWN = 6  # best and worst videos
+MAPPED = 2000  # videos of a map, at most
 PAIRS = 10  # classes that are taken for each other
 HEADLINES = (  # key of metrics.json, title
     ("top1", "top-1"),
@@ -95,7 +99,7 @@ def write_report(config: Config, folder: Path) -> Path:
             _confusion(test, names),
         ]
         parts += [_best_and_worst(config, _scored(test), names, videos), _missing(metrics)]
-    parts += [_reconstructions(folder), _features(folder), _cards(folder)]
+    parts += [_reconstructions(folder), _features(config, folder, names), _cards(folder)]
     file = folder / "report.html"
     with written_whole(file) as temporary:
         text = page(folder.name, parts)
@@ -279,15 +283,45 @@ def _reconstructions(folder: Path) -> str:
     return section(title, f'<div class="panel shots">{shots}</div>')
 
 
-def _features(folder: Path) -> str:
+def _features(config: Config, folder: Path, names: list[str]) -> str:
     try:
-        lines = read_manifest(folder / "features")
-    except OSError:
+        features = FeatureFolder(folder / "features")
+    except UserError:
         return ""
-    good = [line for line in lines if line["status"] == "ok"]
-    clips = sum(int(line["num_clips"]) for line in good)
-    text = f"{len(good):,} of {len(lines):,} videos, {clips:,} clips, in features/."
-    return section("Features", f"<p>{text}</p>")
+    clips = sum(map(features.windows, range(len(features))))
+    text = f"{len(features):,} of {len(features.lines):,} videos, {clips:,} clips, in features/."
+    return section("Features", f"<p>{text}</p>{_map(config, features, names)}")
+
+
+def _map(config: Config, features: FeatureFolder, names: list[str]) -> str:
+    """The videos on a plane; nothing of fewer than three, or where a file is gone."""
+    if len(features) < 3:
+        return ""
+    rows = features.rows[:: -(-len(features) // MAPPED)]
+    shown = features.subset(rows)
+    try:
+        means = torch.stack([shown.features(k).mean(0) for k in range(len(shown))])
+    except (OSError, SafetensorError):
+        return ""
+    how, places = on_a_plane(means)
+    labels = _labels_of(config, shown)
+    points = []
+    for k, (x, y) in enumerate(places.tolist()):
+        label = labels.get(shown.path(k), -1)
+        group = class_name(names, label) if label >= 0 else "no label"
+        points.append(charts.Spot(x, y, group, shown.path(k)))
+    title = f"Means of {len(points)} videos, by {how}"
+    return charts.scatter(title, points)
+
+
+def _labels_of(config: Config, features: FeatureFolder) -> dict[str, int]:
+    """By path, of the list that the features are of; none where it is gone."""
+    source = config.features.videos or config.data.test or config.data.val
+    try:
+        videos = read_videos(source, root=config.data.root or "", key="features.videos")
+    except UserError:
+        return {}
+    return {videos.written(row): videos.label(row) for row in range(len(videos))}
 
 
 def _cards(folder: Path) -> str:
