@@ -102,6 +102,7 @@ def test_says_what_happened(runs, tmp_path):
         protocol["weights"]["sha256"],
         protocol["list"]["sha256"],
         "9 of 10 videos, 18 clips, in features/",
+        "Means of 9 videos, by PCA",
         html.escape(ODD),
     ):
         assert text in page, text

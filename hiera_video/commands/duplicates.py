@@ -17,24 +17,29 @@ end to end.
 
 import argparse
 import csv
+import os
 import sys
-from html import escape
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from hiera_video.build import video_source
 from hiera_video.commands.arguments import make_parser, without_overrides
 from hiera_video.commands.search import SLACK_S, Span, clock, span, step
 from hiera_video.data.decode.source import VideoSource
-from hiera_video.evaluation.duplicates import Pair, exact_neighbours, near_duplicates
+from hiera_video.evaluation.duplicates import Pair, near_pairs
 from hiera_video.evaluation.likeness import Match, Windows
 from hiera_video.evaluation.same_frames import SAME, frames_alike
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library
-from hiera_video.system.errors import Unavailable, UserError, VideoError
+from hiera_video.system.errors import RunStopped, Unavailable, UserError, VideoError
 from hiera_video.system.files import exists, write_text, written_whole
 
 FEATURES_THRESHOLD = 0.9
@@ -66,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
         default=FEATURES_THRESHOLD,
         help="of features, where frames are not looked at",
     )
+    parser.add_argument("--neighbours", type=int, default=4, help="of each video, looked at")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="videos at a time")
     return parser
 
 
@@ -74,52 +81,49 @@ def main(args: argparse.Namespace) -> None:
         if not 0 < getattr(args, name) <= 1:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {getattr(args, name)} must be above 0 and at most 1")
+    if args.neighbours < 1 or args.workers < 1:
+        raise UserError("--neighbours and --workers must be > 0")
     folders, overrides = without_overrides(args.folders)
     if not folders:
         raise UserError("name a folder of features")
     libraries = [Library(Path(folder), overrides) for folder in folders]
     check_alike(libraries)
     videos = Videos(libraries)
-    source = libraries[0].source()
     within = args.within or len(libraries) == 1
-
-    def is_wanted(a: int, b: int) -> bool:
-        one, other = videos.of(a), videos.of(b)
-        return (within or one.library is not other.library) and one.place != other.place
-
-    def look(video: int, match: Match) -> float | None:
-        return None if args.features_only else frames_of(source, videos, video, match)
-
-    windows = Windows([library.folder for library in libraries])
-    progress = tqdm(total=len(windows), unit="videos", disable=not sys.stderr.isatty())
-    pairs = list(
-        near_duplicates(
-            len(windows),
-            exact_neighbours(windows),
-            is_wanted=is_wanted,
-            look=look,
-            least=args.threshold,
-            least_features=args.features_threshold,
-            advance=progress.update,
+    with tqdm(total=len(videos), desc="near", unit="videos", disable=not is_seen()) as bar:
+        pairs = near_pairs(
+            Windows([library.folder for library in libraries]),
+            neighbours=args.neighbours,
+            allowed=lambda video: videos.others(video, within=within),
+            advance=bar.update,
         )
-    )
-    progress.close()
-    pairs.sort(key=lambda pair: -(pair.frames or 0))
+    frames: list[float | None] = [None] * len(pairs)
+    if not args.features_only:
+        frames = look_at(videos, pairs, args.workers)
+    found = []
+    for pair, alike in zip(pairs, frames):
+        least = args.features_threshold if alike is None else args.threshold
+        if (pair.match.score if alike is None else alike) >= least:
+            found.append(Found(pair, alike))
+    found.sort(key=lambda each: -(each.frames or 0.0))
     args.output.mkdir(parents=True, exist_ok=True)
     table = args.output / "duplicates.csv"
-    write_table(table, videos, pairs)
+    write_table(table, videos, found)
     shown = args.output / "duplicates.html"
-    write_text(shown, page_of(source, videos, pairs))
-    source.close()
-    blind = sum(pair.frames is None for pair in pairs)
+    write_text(shown, page_of(videos, found))
+    blind = sum(each.frames is None for each in found)
     by_features = f", {blind} of them by features alone" if blind else ""
-    print(f"{len(pairs)} pairs among {len(windows)} videos{by_features}: {table}, {shown}")
+    print(f"{len(found)} pairs among {len(videos)} videos{by_features}: {table}, {shown}")
     if videos.unread:
         print(
             f"{len(videos.unread)} videos could not be read ({min(videos.unread)}): of them "
             f"features decided, from {args.features_threshold:g} on",
             file=sys.stderr,
         )
+
+
+def is_seen() -> bool:
+    return sys.stderr.isatty()
 
 
 def check_alike(libraries: list[Library]) -> None:
@@ -152,34 +156,72 @@ class Video(NamedTuple):
         return self.library.folder.times(self.number)
 
 
+class Found(NamedTuple):
+    pair: Pair
+    frames: float | None  # how alike they are; None where nobody looked
+
+
 class Videos:
     """Of all folders, one after the other."""
 
     def __init__(self, libraries: list[Library]):
         self._every = [(lib, k) for lib in libraries for k in range(len(lib.folder))]
+        self._folders = torch.tensor([libraries.index(lib) for lib, _ in self._every])
+        numbers: dict[str, int] = {}
+        places = [numbers.setdefault(self.of(v).place, v) for v in range(len(self._every))]
+        self._places = torch.tensor(places)
+        self.config = libraries[0].config
         self.unread: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._every)
 
     def of(self, video: int) -> Video:
         library, k = self._every[video]
         path = library.folder.path(k)
         return Video(library, k, path, library.place(path))
 
+    def others(self, video: int, *, within: bool) -> Tensor:
+        """bool [V]: other files, of other folders."""
+        allowed = self._places != self._places[video]
+        return allowed if within else allowed & (self._folders != self._folders[video])
 
-def frames_of(source: VideoSource, videos: Videos, video: int, match: Match) -> float | None:
-    """How alike they are; None where one of them cannot be read."""
-    one, other = videos.of(video), videos.of(match.video)
+
+def look_at(videos: Videos, pairs: list[Pair], workers: int) -> list[float | None]:
+    """How alike the frames of each pair are; None where one of them cannot be read."""
+    own = threading.local()  # each thread has a decoding process of its own
+    sources: list[VideoSource] = []
+
+    def look(pair: Pair) -> float | None:
+        if not hasattr(own, "source"):
+            own.source = video_source(videos.config, quarantine=False)
+            sources.append(own.source)
+        return frames_of(own.source, videos, pair)
+
+    with ThreadPoolExecutor(workers) as pool:
+        looked = pool.map(look, pairs)
+        shown = tqdm(looked, total=len(pairs), desc="frames", unit="pairs", disable=not is_seen())
+        found = list(shown)
+    for source in sources:
+        source.close()
+    return found
+
+
+def frames_of(source: VideoSource, videos: Videos, pair: Pair) -> float | None:
+    one, other = videos.of(pair.first), videos.of(pair.match.video)
     for place in (one.place, other.place):
+        if place not in videos.unread and not exists(place):
+            videos.unread.add(place)
         if place in videos.unread:
             return None
-        if not exists(place):
-            videos.unread.add(place)
-            return None
     slack = min(step(one.times()), step(other.times()), SLACK_S)
-    spans = spans_of(one, other, match)
+    spans = spans_of(one, other, pair.match)
     try:
         return frames_alike(source, (one.place, other.place), spans, slack_s=slack).score
-    except (VideoError, Unavailable):
-        videos.unread.add(one.place)
+    except Unavailable as e:
+        raise RunStopped(str(e)) from e
+    except VideoError as e:
+        videos.unread.add(other.place if other.place in str(e) else one.place)
         return None
 
 
@@ -191,36 +233,38 @@ def spans_of(one: Video, other: Video, match: Match) -> tuple[Span, Span]:
     )
 
 
-def write_table(file: Path, videos: Videos, pairs: list[Pair]) -> None:
+def write_table(file: Path, videos: Videos, found: list[Found]) -> None:
     with (
         written_whole(file) as temporary,
         open(temporary, "w", newline="", errors="surrogateescape") as f,
     ):
         writer = csv.writer(f)
         writer.writerow(COLUMNS)
-        for pair in pairs:
+        for pair, alike in found:
             one, other = videos.of(pair.first), videos.of(pair.match.video)
-            frames = "" if pair.frames is None else f"{pair.frames:.4f}"
+            frames = "" if alike is None else f"{alike:.4f}"
             spans = [f"{t:.3f}" for part in spans_of(one, other, pair.match) for t in part]
             lists = [video.library.list_name() for video in (one, other)]
             row = [one.path, other.path, frames, f"{pair.match.score:.4f}", *spans, *lists]
             writer.writerow(row)
 
 
-def page_of(source: VideoSource, videos: Videos, pairs: list[Pair]) -> str:
+def page_of(videos: Videos, found: list[Found]) -> str:
     """HTML: the two of a pair side by side."""
+    source = video_source(videos.config, quarantine=False)
     rows = ""
-    for pair in pairs[:MOST_SHOWN]:
+    for pair, alike in found[:MOST_SHOWN]:
         both = (videos.of(pair.first), videos.of(pair.match.video))
         for video, part in zip(both, spans_of(*both, pair.match)):
             frames = strip(source, video.place, alt=video.path, span=part)
-            alike = "" if pair.frames is None else f"frames {pair.frames:.3f}, "
-            said = f"{alike}features {pair.match.score:.3f}, {clock(part)} s"
+            of_frames = "" if alike is None else f"frames {alike:.3f}, "
+            said = f"{of_frames}features {pair.match.score:.3f}, {clock(part)} s"
             rows += panel(frames, said, video.path)
-    found = f"{len(pairs)} pairs"
-    if len(pairs) > MOST_SHOWN:
-        found += f", of which {MOST_SHOWN} are shown"
-    if len(pairs) == 0:
+    source.close()
+    title = f"{len(found)} pairs"
+    if len(found) > MOST_SHOWN:
+        title += f", of which {MOST_SHOWN} are shown"
+    if len(found) == 0:
         rows = "<p>No two videos are alike.</p>"
-    parts = ["<h1>Near-duplicates</h1>", section(found, f'<div class="pairs">{rows}</div>')]
-    return page(escape(found), parts)
+    parts = ["<h1>Near-duplicates</h1>", section(title, f'<div class="pairs">{rows}</div>')]
+    return page(title, parts)

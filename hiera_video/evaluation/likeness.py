@@ -104,92 +104,96 @@ class Match(NamedTuple):
 
 
 def matches(
-    query: Tensor, windows: Windows, *, top: int, in_order: bool = True, apart: int | None = None
+    query: Tensor,
+    windows: Windows,
+    *,
+    top: int,
+    in_order: bool = True,
+    apart: int | None = None,
+    allowed: Tensor | None = None,
 ) -> list[Match]:
     """The best places of a query [n, dim] among all windows, best first: at most `top`.
 
     in_order: the windows of a video follow each other at one distance, as the query's do, and are
     compared along time; the shorter of the two lies within the other. Else each window of the query
     takes the best one of the video. apart: several places of a video, which begin at least so many
-    windows apart; default one.
+    windows apart; default one. allowed: bool [V], the videos that are looked at; default all.
     """
     found: list[Match] = []
     for first, last in windows.blocks(len(query)):
         cosines = windows.cosines(query, first, last)
-        firsts = windows.firsts[first:last] - windows.firsts[first]
         counts = windows.counts[first:last]
-        for match in _of_block(cosines, firsts, counts, top, in_order, apart):
-            found.append(match._replace(video=match.video + first))
+        if allowed is not None:
+            cosines[:, ~allowed[first:last].repeat_interleave(counts)] = -torch.inf
+        block = _Block(cosines, windows.firsts[first:last] - windows.firsts[first], counts)
+        if not in_order:
+            of_block = list(block.any_order(top))
+        else:
+            of_block = [*block.inside(top, apart), *block.around(top)]
+        found += [match._replace(video=match.video + first) for match in of_block]
         found = sorted(found, key=lambda match: -match.score)[:top]
-    return found
+    return [match for match in found if match.score > -torch.inf]
 
 
-def _of_block(
-    cosines: Tensor,
-    firsts: Tensor,
-    counts: Tensor,
-    top: int,
-    in_order: bool,
-    apart: int | None,
-) -> Iterator[Match]:
-    """cosines: [n, N]"""
-    count = len(cosines)
-    of_window = torch.arange(len(counts)).repeat_interleave(counts)  # [N], video
-    if not in_order:
-        per_window = torch.full((count, len(counts)), -torch.inf)
-        per_window.scatter_reduce_(1, of_window.expand(count, -1), cosines, "amax")
-        scores = per_window.mean(0)  # [V]
-        for video in scores.topk(min(top, len(scores))).indices.tolist():
-            own = cosines[:, firsts[video] : firsts[video] + counts[video]]
-            place = int(own.argmax())
-            at_query, at_video = divmod(place, own.shape[1])
+class _Block:
+    """cosines [n, N] of a query with the windows of some videos, whose places are firsts, counts"""
+
+    def __init__(self, cosines: Tensor, firsts: Tensor, counts: Tensor):
+        self.cosines = cosines
+        self.firsts = firsts
+        self.counts = counts
+        self.of_window = torch.arange(len(counts)).repeat_interleave(counts)  # [N], video
+
+    def any_order(self, top: int) -> Iterator[Match]:
+        size = (len(self.cosines), len(self.counts))
+        best = torch.full(size, -torch.inf)
+        best.scatter_reduce_(1, self.of_window.expand(size[0], -1), self.cosines, "amax")
+        scores = best.mean(0)  # [V]
+        for video in scores.topk(min(top, size[1])).indices.tolist():
+            own = self.cosines[:, self._slice(video)]
+            at_query, at_video = divmod(int(own.argmax()), own.shape[1])
             yield Match(video, float(scores[video]), at_query, at_video, 1)
-        return
-    long = counts >= count
-    if bool(long.any()):
-        yield from _inside_videos(cosines, firsts, of_window, top, apart)
-    yield from _around_videos(cosines, firsts, counts, (~long).nonzero().flatten(), top)
 
-
-def _inside_videos(
-    cosines: Tensor, firsts: Tensor, of_window: Tensor, top: int, apart: int | None
-) -> Iterator[Match]:
-    """The query within videos that are as long as it, or longer."""
-    count, total = cosines.shape
-    starts = total - count + 1
-    score = torch.zeros(starts)
-    for k in range(count):
-        score += cosines[k, k : k + starts]
-    score /= count
-    score[of_window[:starts] != of_window[count - 1 :]] = -torch.inf
-    order = score.argsort(descending=True, stable=True)
-    taken: dict[int, list[int]] = {}
-    left = min(top, int(score.isfinite().sum()))
-    for place in map(int, order):
-        if left == 0 or score[place] == -torch.inf:
+    def inside(self, top: int, apart: int | None) -> Iterator[Match]:
+        """The query within videos that are as long as it, or longer."""
+        length, total = self.cosines.shape
+        starts = total - length + 1
+        if starts < 1:
             return
-        video = int(of_window[place])
-        others = taken.setdefault(video, [])
-        if others and (apart is None or any(abs(place - other) < apart for other in others)):
-            continue
-        others.append(place)
-        left -= 1
-        yield Match(video, float(score[place]), 0, place - int(firsts[video]), count)
+        score = torch.zeros(starts)
+        for k in range(length):
+            score += self.cosines[k, k : k + starts]
+        score /= length
+        score[self.of_window[:starts] != self.of_window[length - 1 :]] = -torch.inf
+        best = torch.full((len(self.counts),), -torch.inf)
+        best.scatter_reduce_(0, self.of_window[:starts], score, "amax")
+        for video in best.topk(min(top, len(best))).indices.tolist():
+            own = score[self._slice(video)].clone()
+            for _ in range(1 if apart is None else top):
+                place = int(own.argmax())
+                if own[place] == -torch.inf:
+                    break
+                yield Match(video, float(own[place]), 0, place, length)
+                if apart is not None:
+                    own[max(0, place - apart + 1) : place + apart] = -torch.inf
 
+    def around(self, top: int) -> Iterator[Match]:
+        """Videos within the query, that are shorter than it."""
+        short = (self.counts < len(self.cosines)).nonzero().flatten()
+        for length in self.counts[short].unique().tolist():
+            videos = short[self.counts[short] == length]
+            base = self.firsts[videos]
+            best = torch.full((len(videos),), -torch.inf)
+            where = torch.zeros(len(videos), dtype=torch.long)
+            for start in range(len(self.cosines) - length + 1):
+                steps = [self.cosines[start + k, base + k] for k in range(length)]
+                score = torch.stack(steps).mean(0)
+                better = score > best
+                best = torch.where(better, score, best)
+                where[better] = start
+            for k in best.topk(min(top, len(best))).indices.tolist():
+                yield Match(int(videos[k]), float(best[k]), int(where[k]), 0, length)
 
-def _around_videos(
-    cosines: Tensor, firsts: Tensor, counts: Tensor, short: Tensor, top: int
-) -> Iterator[Match]:
-    """Videos within the query, that are shorter than it: `short`."""
-    for length in counts[short].unique().tolist():
-        videos = short[counts[short] == length]
-        base = firsts[videos]
-        best = torch.full((len(videos),), -torch.inf)
-        where = torch.zeros(len(videos), dtype=torch.long)
-        for start in range(len(cosines) - length + 1):
-            score = sum(cosines[start + k, base + k] for k in range(length)) / length
-            better = score > best
-            best = torch.where(better, score, best)
-            where[better] = start
-        for k in best.topk(min(top, len(best))).indices.tolist():
-            yield Match(int(videos[k]), float(best[k]), int(where[k]), 0, length)
+    def _slice(self, video: int) -> slice:
+        first = int(self.firsts[video])
+        return slice(first, first + int(self.counts[video]))

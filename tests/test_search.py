@@ -1,0 +1,225 @@
+"""hiera-video search and duplicates: footage is found again, encoded anew, resized, cut out."""
+
+import csv
+import json
+import random
+
+import av
+import numpy as np
+import pytest
+from conftest import FINETUNE
+from test_report import browse
+
+from hiera_video.evaluation.same_frames import SAME, alike
+
+LEAST = 24  # frames of a cut: about a window
+
+
+def frames_of(file):
+    with av.open(str(file)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def write(file, frames, size=(96, 64), crf=23):
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": str(crf)})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(image.reformat(width=size[0], height=size[1])))
+        container.mux(stream.encode())
+
+
+def paths_in(file):
+    return [line.rsplit(" ", 1)[0] for line in file.read_text().splitlines()]
+
+
+def cut_out(shapes, paths, folder, count, draw):
+    """{cut: (path, first frame)}"""
+    folder.mkdir()
+    found = {}
+    for k in range(count):
+        path = paths[k * len(paths) // count]
+        frames = frames_of(shapes / path)
+        length = draw.randint(LEAST, len(frames) - 1)
+        first = draw.randint(0, len(frames) - length)
+        write(folder / f"{k}.mp4", frames[first : first + length])
+        found[str(folder / f"{k}.mp4")] = (path, first)
+    return found
+
+
+def copy_all(shapes, paths, folder, count, draw):
+    """{name: path}: encoded again, most of them resized and trimmed, and their list."""
+    folder.mkdir()
+    found = {}
+    for k in range(count):
+        path = paths[k * len(paths) // count]
+        frames = frames_of(shapes / path)
+        first = draw.randint(0, 2)
+        last = len(frames) - draw.randint(0, 2)
+        size = draw.choice([(96, 64), (72, 48), (144, 96)])
+        write(folder / f"copy_{k}.mp4", frames[first:last], size, draw.choice([23, 30, 36]))
+        found[f"copy_{k}.mp4"] = path
+    (folder / "list.csv").write_text("".join(f"{name}\n" for name in found))
+    return found
+
+
+SMALL = ["model.embed_dim=16", "model.stages=[1,1,1,1]", "model.num_classes=8"]
+
+
+def extract(tool, weights, videos, output, *more, root):
+    command = ["tools/extract_features.py", "--cfg", FINETUNE, "--weights", weights]
+    command += ["--videos", videos, "--output", output, f"data.root={root}", *SMALL]
+    tool(*command, "data.num_workers=0", "data.classes=null", *more)
+    return output
+
+
+@pytest.fixture(scope="module")
+def library(shapes, weights, tmp_path_factory, tool):
+    """Features of the 32 training videos, a window every 0.1 s."""
+    output = tmp_path_factory.mktemp("library") / "features"
+    videos = shapes / "train.csv"
+    return extract(tool, weights, videos, output, "features.hop_s=0.1", root=shapes)
+
+
+def check_found(results, cuts, *, exact):
+    for cut, (path, first) in cuts.items():
+        best = results[cut][0]
+        assert best["path"] == path, cut
+        late = best["span"][0] - best["query_span"][0] - first / 30
+        assert abs(late) < (0.5 / 30 if exact else 0.15), cut
+
+
+def test_a_cut_is_found_where_it_was(library, shapes, tmp_path, tool):
+    cuts = cut_out(shapes, paths_in(shapes / "train.csv"), tmp_path / "cuts", 8, random.Random(0))
+    said = tool("tools/search.py", library, *cuts, "--json", tmp_path / "found.json").stdout
+    results = json.loads((tmp_path / "found.json").read_text())
+    check_found(results, cuts, exact=True)
+    assert all(results[cut][0]["same"] >= SAME > (results[cut][1]["same"] or 0) for cut in cuts)
+    assert said.count("  same\n") == 8 and len(results[next(iter(cuts))]) == 10
+    # By features alone, and by an index of them; a place of each video, or several.
+    for more in (["--features-only"], ["--features-only", "--index", "faiss"]):
+        if "faiss" in more:
+            pytest.importorskip("faiss", reason="faiss is not installed")
+        tool("tools/search.py", library, *cuts, *more, "--json", tmp_path / "features.json")
+        check_found(json.loads((tmp_path / "features.json").read_text()), cuts, exact=False)
+    assert list((library / "search").glob("*.faiss"))
+    cut = next(iter(cuts))
+    tool("tools/search.py", library, cut, "--by", "window", "--json", tmp_path / "windows.json")
+    places = json.loads((tmp_path / "windows.json").read_text())[cut]
+    spans = {}
+    for place in places:
+        for other in spans.setdefault(place["path"], []):
+            assert place["span"][0] >= other[1] or other[0] >= place["span"][1]
+        spans[place["path"]].append(place["span"])
+
+
+def test_pages_open_in_a_browser(library, shapes, tmp_path, tool):
+    cuts = cut_out(shapes, paths_in(shapes / "train.csv"), tmp_path / "cuts", 1, random.Random(1))
+    page = tmp_path / "found.html"
+    tool("tools/search.py", library, *cuts, "--top", "3", "--page", page)
+    said, asked = browse(page, tmp_path, f"--screenshot={tmp_path / 'page.png'}")
+    assert "CONSOLE" not in said and not asked
+    assert page.read_text().count("data:image/jpeg") == 4, "the query and three videos"
+
+
+def test_copies_between_two_lists(library, shapes, weights, tmp_path, tool):
+    """Every copy, and nothing else; check_lists.py names them; a page shows them."""
+    copies = copy_all(shapes, paths_in(shapes / "train.csv"), tmp_path / "val", 5, random.Random(0))
+    others = paths_in(shapes / "val.csv")
+    for path in others:
+        name = path.replace("/", "_")
+        (tmp_path / "val" / name).symlink_to(shapes / path)
+    with open(tmp_path / "val/list.csv", "a") as f:
+        f.writelines(f"{path.replace('/', '_')}\n" for path in others)
+    val = extract(
+        tool,
+        weights,
+        tmp_path / "val/list.csv",
+        tmp_path / "features",
+        "features.hop_s=0.1",
+        root=tmp_path / "val",
+    )
+    out = tmp_path / "out"
+    said = tool("tools/duplicates.py", library, val, "--output", out).stdout
+    with open(out / "duplicates.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert {row["path_b"]: row["path_a"] for row in rows} == copies and "5 pairs among 46" in said
+    assert all(float(row["frames"]) >= SAME for row in rows)
+    said, asked = browse(out / "duplicates.html", tmp_path, f"--screenshot={tmp_path / 'page.png'}")
+    assert "CONSOLE" not in said and not asked
+    assert (out / "duplicates.html").read_text().count("data:image/jpeg") == 10
+    lists = ("datasets/check_lists.py", shapes / "train.csv", tmp_path / "val/list.csv")
+    found = tool(*lists, "--duplicates", out / "duplicates.csv", check=2).stdout
+    assert "5 near-duplicates between" in found and f"{copies['copy_0.mp4']} = copy_0.mp4" in found
+    # Without the videos features decide, and believe what is all but equal.
+    said = tool(
+        "tools/duplicates.py", library, val, "--features-only", "--output", tmp_path / "by_features"
+    ).stdout
+    with open(tmp_path / "by_features/duplicates.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert all(copies[row["path_b"]] == row["path_a"] and row["frames"] == "" for row in rows)
+    assert f"{len(rows)} of them by features alone" in said or not rows
+
+
+def test_what_is_wrong_is_said(library, shapes, weights, tmp_path, tool):
+    (tmp_path / "text.mp4").write_text("no video")
+    good = shapes / paths_in(shapes / "train.csv")[0]
+    search = ("tools/search.py", library)
+    done = tool(*search, tmp_path / "text.mp4", good, check=None)
+    assert done.returncode == 2 and "1 of 2 queries cannot be read" in done.stderr
+    assert paths_in(shapes / "train.csv")[0] in done.stdout, "the other one is searched for"
+    steps = sorted((weights / "checkpoints").glob("step_*"))
+    other = tool(*search, good, f"test.weights={steps[0]}", check=2).stderr
+    assert "is not what the features" in other
+    gone = tool(*search, good, "test.weights=/gone", check=2).stderr
+    assert "say test.weights=.. where they are now" in gone
+    assert "no manifest.csv" in tool("tools/search.py", tmp_path, good, check=2).stderr
+    assert "there is no key 'data.rot'" in tool(*search, good, "data.rot=x", check=2).stderr
+    assert "--plain" in tool(*search, good, "--plain", "--index", "faiss", check=2).stderr
+    plain = extract(tool, weights, shapes / "val.csv", tmp_path / "plain", root=shapes)
+    both = tool("tools/duplicates.py", library, plain, check=2).stderr
+    assert "different weights or windows" in both
+
+
+def test_frames_of_a_copy_and_of_another_take():
+    draw = np.random.default_rng(0)
+    wall = draw.uniform(0, 255, (1, 16, 16))
+    moves = [np.sin(np.linspace(a, a + 6, 20))[:, None, None] * 30 for a in (0.0, 2.0)]
+    where = draw.normal(size=(1, 16, 16))
+    one, other = (np.float32(wall + move * where) for move in moves)
+    noise = draw.normal(0, 2, one.shape).astype(np.float32)
+    assert alike(one, one * 0.9 + 8 + noise) > SAME, "encoded again, darker"
+    assert alike(one, other) < SAME, "another take before the same wall"
+    still = np.repeat(np.float32(wall), 20, 0)
+    assert alike(still, still + noise * 0.2) > SAME
+    assert alike(still, still[:, ::-1].copy()) < SAME
+
+
+@pytest.mark.trial
+def test_a_hundred_cuts_and_twenty_copies_of_500(tmp_path, tool, weights):
+    """100 of 100 cuts, 20 of 20 copies, and no other pair."""
+    import moving_shapes
+
+    moving_shapes.make_dataset(tmp_path / "shapes", train=500, val=8)
+    shapes = tmp_path / "shapes"
+    paths = paths_in(shapes / "train.csv")
+    draw = random.Random(0)
+    cuts = cut_out(shapes, paths, tmp_path / "cuts", 100, draw)
+    copies = copy_all(shapes, paths, tmp_path / "copies", 20, draw)
+    made = []
+    for name, videos, root in (
+        ("train", shapes / "train.csv", shapes),
+        ("copies", tmp_path / "copies/list.csv", tmp_path / "copies"),
+    ):
+        made.append(
+            extract(tool, weights, videos, tmp_path / name, "features.hop_s=0.1", root=root)
+        )
+    for more in ([], ["--features-only"]):
+        tool("tools/search.py", made[0], *cuts, *more, "--json", tmp_path / "found.json")
+        check_found(json.loads((tmp_path / "found.json").read_text()), cuts, exact=not more)
+    tool("tools/duplicates.py", *made, "--within", "--output", tmp_path / "out")
+    with open(tmp_path / "out/duplicates.csv") as f:
+        pairs = {row["path_b"]: row["path_a"] for row in csv.DictReader(f)}
+    assert pairs == copies
