@@ -23,6 +23,7 @@ COMMANDS = {
     "models": "the published weights by name, and which of them are here",
     "verify": "whether published weights are what they are said to be",
     "export": "hand a model over: Hugging Face, ONNX, torch.export, AOTInductor",
+    "export-labels": "predictions for FiftyOne, ActivityNet, CVAT, Label Studio",
     "convert-checkpoint": "published weight files to ours and back",
     "count-flops": "cost and size of models",
     "study": "what pretraining is worth on your videos: arms, seeds, spread",

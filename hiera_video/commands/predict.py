@@ -10,8 +10,9 @@ over --clips clips x --crops crops (5 x 3 is the published protocol). Folders ar
 videos. A video that cannot be read is named on stderr; then the exit status is 2.
 
 What happens when, in videos of any length: --timeline DIR writes the top-5 of every window as
-<video>.timeline.csv and a picture of it, <video>.timeline.png; --draw DIR writes the video with the
-classes drawn on it, <video>.drawn.mp4. Windows follow each other, or begin every --hop-s seconds.
+<video>.timeline.csv and a picture of it, <video>.timeline.png (`hiera-video export-labels DIR`
+makes segments of it for other tools); --draw DIR writes the video with the classes drawn on it,
+<video>.drawn.mp4. Windows follow each other, or begin every --hop-s seconds.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from pathlib import Path
 
 from hiera_video.commands.arguments import make_parser
 from hiera_video.data.lists import VIDEO_SUFFIXES
-from hiera_video.inference import UnnamedModel, VideoModel, load
+from hiera_video.inference import Prediction, UnnamedModel, VideoModel, load
 from hiera_video.models.token_dial import KEEP_BY
 from hiera_video.pictures import timeline
 from hiera_video.system.errors import UserError, VideoError
+from hiera_video.system.files import join, write_json
 from hiera_video.system.stores import is_remote
 
 DRAWN = ".drawn.mp4"  # end of a name
@@ -97,11 +99,13 @@ def show(model: VideoModel, path: str, name: str, args: argparse.Namespace) -> N
     for prediction in best:
         print(f"  {prediction.score:7.2%}  {prediction.label}", flush=True)
     if args.timeline or args.draw:
-        for file in write_timeline(model, path, name, args):
+        for file in write_timeline(model, path, name, best, args):
             print(f"  {file}", flush=True)
 
 
-def write_timeline(model: VideoModel, path: str, name: str, args: argparse.Namespace) -> list[Path]:
+def write_timeline(
+    model: VideoModel, path: str, name: str, best: list[Prediction], args: argparse.Namespace
+) -> list[Path]:
     """What --timeline and --draw ask for; returns the files. Raises VideoError, OSError."""
     found = model.timeline(path, hop_s=args.hop_s)
     scores = found.scores
@@ -109,10 +113,19 @@ def write_timeline(model: VideoModel, path: str, name: str, args: argparse.Names
     written = []
     if args.timeline:
         args.timeline.mkdir(parents=True, exist_ok=True)
-        table = args.timeline / f"{name}.timeline.csv"
+        table = args.timeline / f"{name}{timeline.TABLE}"
         picture = args.timeline / f"{name}.timeline.png"
         timeline.write_csv(table, times, scores, model.classes)
         timeline.draw_picture(picture, times, scores, model.classes, title=name)
+        with model.open(path) as video:
+            facts = {
+                "video": str(join(Path.cwd(), path)),
+                "fps": video.info.fps,
+                "frames": video.info.num_frames,
+                "predictions": [[p.label, p.score] for p in best],
+                "classes": model.classes,
+            }
+        write_json(args.timeline / f"{name}{timeline.FACTS}", facts)
         written += [table, picture]
     if args.draw:
         args.draw.mkdir(parents=True, exist_ok=True)

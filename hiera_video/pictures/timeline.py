@@ -17,6 +17,9 @@ from hiera_video.data.decode.process import BoundedReader
 from hiera_video.evaluation.scores import TOP, class_name, ranked
 from hiera_video.system.files import written_whole
 
+# Ends of names.
+TABLE = ".timeline.csv"
+FACTS = ".timeline.json"  # of the video, for those who read the table
 ROWS = 8  # classes in the picture
 # Pixels of the picture: its width, of which names take some; heights of a row and of the axis.
 WIDTH = 1200
