@@ -174,7 +174,8 @@ def test_int8(onnx, videos, tmp_path):
 def test_an_autoencoder_gives_features(shapes, tmp_path, tool, has_onnx):
     start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
     file = tmp_path / "mae.onnx"
-    said = tool("tools/export.py", "--weights", tmp_path / "run", "--to", "onnx", file, "--int8")
+    given = ("--weights", tmp_path / "run", "--to", "onnx", file, "--int8", "--opset", "18")
+    said = tool("tools/export.py", *given)
     first, second = said.stdout.splitlines()
     assert "(onnx, " in first and "8 drawn clips" in first and "(int8, " in second
     assert OnnxModel(file).outputs == ["features"]
@@ -221,6 +222,7 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, tool):
         (("--weights", image, "--to", "pt2", tmp_path / "x"), "does not say what model"),
         (("--weights", trained, "--to", "pt2", tmp_path), "is a folder"),
         (("--weights", trained, "--to", "aoti", tmp_path / "x"), "end in .pt2"),
+        (("--weights", trained, "--to", "onnx", tmp_path / "x", "--opset", "9"), "from 18 to 23"),
         (("--weights", trained, "--to", "hf", tmp_path / "mine"), "holds something else"),
         (("--weights", trained, "--to", "hf", image), "holds something else"),
         (("--weights", trained, "--to", "pt2", tmp_path / "x", "--int8"), "for --to onnx"),

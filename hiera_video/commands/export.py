@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8", action="store_true", help="onnx: products in 8 bits, for processors"
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=formats.OPSET,
+        help=f"onnx: {formats.OLDEST_OPSET} to {formats.OPSET}; less for runtimes that know less",
+    )
     parser.add_argument("--videos", nargs="+", default=[], metavar="VIDEO", help="to try it on")
     parser.add_argument("--clips", type=int, default=8, help="to try it on")
     parser.add_argument("--tolerance", type=float, help="default 1e-4; pt2: 1e-5; int8: none")
@@ -114,6 +120,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError."""
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 is for --to onnx")
+    if not formats.OLDEST_OPSET <= args.opset <= formats.OPSET:
+        raise UserError(
+            f"--opset {args.opset} must be from {formats.OLDEST_OPSET} to {formats.OPSET}"
+        )
     if args.clips < 1:
         raise UserError(f"--clips {args.clips} must be > 0")
     target = args.target
@@ -147,7 +157,10 @@ def write_file(
         clips = normalise(clips, model.format.mean, model.format.std)
     form = FORMS[args.to]
     allowed = args.tolerance
-    form.write(graph, clips[:2], file, metadata)
+    if args.to == "onnx":
+        formats.write_onnx(graph, clips[:2], file, metadata, opset=args.opset)
+    else:
+        form.write(graph, clips[:2], file, metadata)
     found = compare(graph, form.open(file), clips)
     say(args, args.to, file.parent, found, whose)
     judge(args.target, found, form.tolerance if allowed is None else allowed)

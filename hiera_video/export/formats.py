@@ -22,9 +22,14 @@ from hiera_video.system.files import written_whole
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]  # a clip as the graph takes it -> what it gives
 MOST_CLIPS = 4096  # in one call
+# Of ONNX. From 23 on attention is one operator, which onnxruntime computes without two transposes.
+OPSET = 23
+OLDEST_OPSET = 18  # of the exporter
 
 
-def write_onnx(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+def write_onnx(
+    graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any], *, opset: int = OPSET
+) -> None:
     """example: two clips. Raises ValueError where onnx is not installed."""
     with quiet():
         try:
@@ -35,6 +40,7 @@ def write_onnx(graph: Graph, example: Tensor, file: Path, metadata: dict[str, An
                 dynamic_shapes=({0: _batch()},),
                 input_names=[INPUT],
                 output_names=graph.names,
+                opset_version=opset,
                 verbose=False,
             )
         except ModuleNotFoundError as e:
