@@ -10,7 +10,8 @@ from torch import Tensor
 from hiera_video.export.formats import Run
 from hiera_video.export.graph import Graph
 
-ROUNDS = 5  # of timing, one after the other
+ROUNDS = 7  # of timing, one after the other
+REST_S = 0.3  # in which the threads of the last one stop to wait for more work
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def compare(
     works: tuple[Run, Run] = timed or (graph, run)
     for _ in range(ROUNDS):
         for work, found in zip(works, times):
+            time.sleep(REST_S)
             began = time.perf_counter()
             work(clips[:1])
             found.append(time.perf_counter() - began)

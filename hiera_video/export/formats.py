@@ -34,19 +34,46 @@ def write_onnx(
     with quiet():
         try:
             program: Any = torch.onnx.export(
-                graph,
+                graph.for_onnx().eval(),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=({0: _batch()},),
                 input_names=[INPUT],
                 output_names=graph.names,
                 opset_version=opset,
+                custom_translation_table=_translations(opset),
                 verbose=False,
             )
         except ModuleNotFoundError as e:
             raise ValueError(f"--to onnx needs {e.name}: pip install 'hiera_video[onnx]'") from e
         program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
         program.save(str(file))
+
+
+def _translations(opset: int) -> dict[Any, Callable[..., Any]]:
+    """Attention on tokens whose heads lie side by side, as they come from a product.
+
+    The exporter's own has the heads apart, and copies for that.
+    """
+    if opset < OPSET:
+        return {}
+    from onnxscript import opset23
+
+    op: Any = opset23
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        _, heads, tokens, dim = query.shape  # [R, H, N, D]
+
+        def together(part: Any) -> Any:  # [R, N, H * D]
+            size = [-1, part.shape[2], heads * dim]
+            return op.Reshape(op.Transpose(part, perm=[0, 2, 1, 3]), op.Constant(value_ints=size))
+
+        parts = map(together, (query, key, value))
+        out, *_ = op.Attention(*parts, q_num_heads=heads, kv_num_heads=heads)
+        apart = op.Reshape(out, op.Constant(value_ints=[-1, tokens, heads, dim]))
+        return op.Transpose(apart, perm=[0, 2, 1, 3])
+
+    return {torch.ops.aten.scaled_dot_product_attention.default: attention}
 
 
 def to_int8(source: Path, file: Path) -> None:

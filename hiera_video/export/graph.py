@@ -1,5 +1,6 @@
 """What is exported of a model: one function of a clip, with what it gives by name."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.inference import VideoModel
+from hiera_video.models.attention import attend
+from hiera_video.models.hiera import Attention, max_pool
 
 INPUT = "clip"
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -44,3 +47,46 @@ class Graph(nn.Module):
             features = self.encoder.features(clip)
         logits = [self.encoder.head(features)] if "logits" in self.names else []
         return (*logits, features, *maps)
+
+    def for_onnx(self) -> "Graph":
+        """A copy with SplitAttention in the place of every Attention."""
+        split = copy.deepcopy(self)
+        for block in split.modules():
+            for name, part in block.named_children():
+                if isinstance(part, Attention):
+                    setattr(block, name, SplitAttention(part))
+        return split
+
+
+class SplitAttention(nn.Module):
+    """The same function, whose queries, keys and values are three products.
+
+    Of one product for all three, which is what pays in torch, onnxruntime makes three copies.
+    """
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.heads = attention.heads
+        self.pool = attention.pool
+        self.local = attention.local
+        self.proj = attention.proj
+        weights = attention.qkv.weight.chunk(3)
+        biases = attention.qkv.bias.chunk(3)
+        self.parts = nn.ModuleList(map(_linear, weights, biases))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Attention: [B, U, L, C] -> [B, U, L / pool, C_out]"""
+        batch, units = x.shape[:2]
+        q, k, v = (part(x) for part in self.parts)
+        q = max_pool(q, self.pool)
+        rows = batch * units if self.local else batch
+        size = (rows, -1, self.heads, q.shape[-1] // self.heads)
+        x = attend(*(part.reshape(size).transpose(1, 2) for part in (q, k, v)))
+        return self.proj(x.transpose(1, 2).reshape(batch, units, -1, self.proj.in_features))
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
