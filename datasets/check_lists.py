@@ -114,6 +114,8 @@ def check_duplicates(
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:
     """Raises UserError."""
+    if not file.is_file():
+        raise UserError(f"--duplicates {file}: name the csv file")
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as f:
         rows = csv.DictReader(f)
         if not {"path_a", "path_b"} <= set(rows.fieldnames or ()):

@@ -57,7 +57,7 @@ class Script:
         if self._process.is_alive():
             self.kill()
             raise subprocess.TimeoutExpired(self._command, timeout)
-        out, err = (path.read_text() for path in self._outputs)
+        out, err = (path.read_text(errors="surrogateescape") for path in self._outputs)
         self._said.cleanup()
         return subprocess.CompletedProcess(self._command, self._process.exitcode, out, err)
 

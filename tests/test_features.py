@@ -256,6 +256,15 @@ def test_a_long_video_in_a_packed_file(long_video, tmp_path, weights):
     assert all(torch.equal(packed[name], each[name]) for name in each)
 
 
+@pytest.mark.parametrize("layout", ["files", "packed"])
+def test_more_jobs_than_videos(shapes, tmp_path, weights, layout):
+    (tmp_path / "list.csv").write_text((shapes / "val.csv").read_text().splitlines()[0] + "\n")
+    command = [*extract(tmp_path, tmp_path / "out", weights), f"data.root={shapes}"]
+    for shard in ("1/2", "0/2"):
+        run_forked(*command, f"features.layout={layout}", "data.num_workers=0", "--shard", shard)
+    assert len(FeatureFolder(tmp_path / "out")) == 1
+
+
 @pytest.mark.parametrize(("average", "step"), [(False, "join"), (True, "average")])
 def test_killed_when_all_parts_are_there(
     long_video, tmp_path, weights, tool, monkeypatch, average, step

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -169,11 +170,10 @@ def test_label_studio(timelines, shapes, tmp_path, tool):
 
 
 def test_segments_of_a_list(trained, shapes, tmp_path, tool):
-    """A run on a table of segments gives each its class."""
+    """A run on a table of segments gives each its class, and one that is missing none."""
     video = (shapes / "val.csv").read_text().split()[0]
-    (tmp_path / "parts.csv").write_text(
-        f"path,label,start_s,end_s\n{video},0,0.0,0.4\n{video},1,0.5,0.9\n"
-    )
+    rows = ["path,label,start_s,end_s", f"{video},0,50,51", f"{video},0,0.0,0.4"]
+    (tmp_path / "parts.csv").write_text("\n".join([*rows, f"{video},1,0.5,0.9"]) + "\n")
     out = tmp_path / "run"
     start(
         f"data.root={shapes}",
@@ -181,6 +181,7 @@ def test_segments_of_a_list(trained, shapes, tmp_path, tool):
         f"test.weights={trained}",
         f"output={out}",
         "stages=[test]",
+        "test.min_coverage=0.5",
         *SHORT,
         cfg=FINETUNE,
     )
@@ -262,11 +263,30 @@ def test_a_table_from_ava(tmp_path, tool):
     assert "action 7 is not in" in tool(*command, check=2).stderr
     (tmp_path / "ava.csv").write_text("video_id,timestamp,x1,y1,x2,y2,action_id,person_id\n")
     assert "line 1: not of the form" in tool(*command, check=2).stderr
+    # Two parts of one video, and a time that neither shows.
+    (tmp_path / "videos/two_000100_000110.mp4").write_bytes(b"")
+    rows = [f"two,{at},0,0,1,1,11" for at in (12, 105, 300)]
+    (tmp_path / "ava.csv").write_text("\n".join(rows) + "\n")
+    said = tool(*command[:-4], "--output", output).stdout
+    assert "2 segments" in said and "1 segments empty" in said
+    listed = read_videos("train.csv", root=tmp_path)
+    assert [listed.segment(k) for k in range(2)] == [(0.5, 3.5), (3.5, 6.5)]
+    assert [listed.written(k)[-10:-4] for k in range(2)] == ["000020", "000110"]
 
 
 def test_what_is_wrong_is_said(trained, timelines, tmp_path, tool):
     target = tmp_path / "out"
     assert "holds neither" in export(tool, tmp_path, "cvat", target, check=2).stderr
+    given = export(tool, timelines, "cvat", target, "data.root=/x", check=2).stderr
+    assert "keys are of a run's config" in given
+    given = export(tool, trained, "cvat", target, "--least", "0.3", check=2).stderr
+    assert "--least is for timelines" in given
+    given = export(tool, timelines, "labelstudio", target, "--root", tmp_path, check=2).stderr
+    assert "does not hold" in given
+    shutil.copytree(timelines, tmp_path / "cut")
+    file = next((tmp_path / "cut").glob("*.timeline.json"))
+    file.write_text(file.read_text()[:40])
+    assert "no whole timeline" in export(tool, tmp_path / "cut", "cvat", target, check=2).stderr
     moved = export(tool, trained, "cvat", target, "data.root=/nowhere", check=2).stderr
     assert "/nowhere" in moved
     assert "--least" in export(tool, timelines, "cvat", target, "--least", "2", check=2).stderr

@@ -8,8 +8,16 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import PRETRAIN, SHORT, start
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 from PIL import Image
+from safetensors.torch import save_file
+
+from hiera_video.config import load_config
+from hiera_video.evaluation.embedding import on_a_plane
+from hiera_video.evaluation.feature_folder import FeatureFolder
+from hiera_video.evaluation.features import write_manifest
+from hiera_video.stages.report import _labels_of
 
 ODD = "<script>document.title='fooled'</script> & \"quotes\""
 
@@ -126,3 +134,31 @@ def test_made_again_elsewhere(runs, tmp_path, tool):
     assert re.findall("<h2>(.*?)</h2>", page) == heads and len(heads) > 5
     assert "data:image/jpeg" in whole and "data:image/jpeg" not in page
     assert "is no run" in tool("tools/report.py", tmp_path, check=2).stderr
+
+
+def test_a_map_of_segments_and_names(shapes, tmp_path):
+    """Each segment has its own label, and a table's names mean the classes of the test."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    lines = []
+    for k in range(3):
+        save_file({"features": torch.randn(2, 8), "times": torch.zeros(2, 2)}, folder / f"{k}.st")
+        lines.append(["v.mp4", f"{k}.st", 2, "ok"])
+    write_manifest(folder / "manifest.csv", lines)
+    table = "path,label,start_s,end_s\nv.mp4,walk,0,1\nv.mp4,run,1,2\nv.mp4,walk,2,3\n"
+    (tmp_path / "list.csv").write_text(table)
+    config = load_config(ROOT / FINETUNE, [f"features.videos={tmp_path / 'list.csv'}"])
+    found = _labels_of(config, FeatureFolder(folder), ["jump", "run", "walk"])
+    assert found == [2, 1, 2]
+    assert _labels_of(config, FeatureFolder(folder), ["jump", "run"]) == [-1] * 3
+
+
+@pytest.mark.trial
+def test_umap_keeps_neighbours_together():
+    pytest.importorskip("umap", reason="umap is not installed")
+    labels = torch.arange(120) % 4
+    how, places = on_a_plane(torch.eye(4, 16)[labels] * 8 + torch.randn(120, 16))
+    distances = torch.cdist(places, places)
+    distances.fill_diagonal_(torch.inf)
+    assert how == "UMAP"
+    assert (labels[distances.argmin(1)] == labels).float().mean() > 0.9

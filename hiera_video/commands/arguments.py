@@ -1,10 +1,11 @@
 """Arguments that several commands share."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hiera_video.system.stores import is_remote
+KEY = re.compile(r"[a-z]\w*(\.\w+)*=")
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -31,6 +32,6 @@ def without_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
     files: list[str] = []
     overrides: list[str] = []
     for argument in given:
-        is_file = "=" not in argument or is_remote(argument) or Path(argument).exists()
-        (files if is_file else overrides).append(argument)
+        is_override = KEY.match(argument) is not None and not Path(argument).exists()
+        (overrides if is_override else files).append(argument)
     return files, overrides

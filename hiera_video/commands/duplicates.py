@@ -9,17 +9,17 @@ with the seconds that are the same, and OUTPUT/duplicates.html their pictures. O
 pairs between two of them are looked for, and with --within those inside one, too.
 
 Features name candidates, and small grey frames of both videos decide: from --threshold on they are
-the same. Where the videos are not at hand, or with --features-only, cosines of whitened features
-decide, from --features-threshold on; they miss most copies that are trimmed. Cropped or mirrored
-copies are not found. Windows of features.hop_s=0.5 find trimmed copies better than those that lie
+the same. With --features-only cosines of whitened features decide, from --features-threshold on;
+they miss most copies that are trimmed, and mean little of a few videos. Cropped or mirrored copies
+are not found. Windows of features.hop_s=0.5 find trimmed copies better than those that lie
 end to end.
 """
 
 import argparse
-import csv
+import contextlib
 import os
 import sys
-import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,18 +29,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hiera_video.build import video_source
 from hiera_video.commands.arguments import make_parser, without_overrides
-from hiera_video.commands.search import SLACK_S, Span, clock, span, step
+from hiera_video.commands.search import clock
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.evaluation.duplicates import Pair, near_pairs
+from hiera_video.evaluation.feature_folder import Span, gap_of, span_of
 from hiera_video.evaluation.likeness import Match, Windows
-from hiera_video.evaluation.same_frames import SAME, frames_alike
+from hiera_video.evaluation.same_frames import SAME, FrameLook
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library
-from hiera_video.system.errors import RunStopped, Unavailable, UserError, VideoError
-from hiera_video.system.files import exists, write_text, written_whole
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import write_csv, write_text
 
 FEATURES_THRESHOLD = 0.9
 MOST_SHOWN = 500  # pairs of a page
@@ -88,6 +88,10 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("name a folder of features")
     libraries = [Library(Path(folder), overrides) for folder in folders]
     check_alike(libraries)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output: cannot make the folder {args.output}: {e.strerror}") from e
     videos = Videos(libraries)
     within = args.within or len(libraries) == 1
     with tqdm(total=len(videos), desc="near", unit="videos", disable=not is_seen()) as bar:
@@ -97,27 +101,27 @@ def main(args: argparse.Namespace) -> None:
             allowed=lambda video: videos.others(video, within=within),
             advance=bar.update,
         )
-    frames: list[float | None] = [None] * len(pairs)
-    if not args.features_only:
-        frames = look_at(videos, pairs, args.workers)
-    found = []
-    for pair, alike in zip(pairs, frames):
-        least = args.features_threshold if alike is None else args.threshold
-        if (pair.match.score if alike is None else alike) >= least:
-            found.append(Found(pair, alike))
-    found.sort(key=lambda each: -(each.frames or 0.0))
-    args.output.mkdir(parents=True, exist_ok=True)
+    look = FrameLook(libraries[0].source)
+    if args.features_only:
+        near = args.features_threshold
+        found = [Found(pair, None) for pair in pairs if pair.match.score >= near]
+    else:
+        with contextlib.closing(look):
+            frames = look_at(look, videos, pairs, args.workers)
+        seen = [Found(pair, alike) for pair, alike in zip(pairs, frames)]
+        found = [each for each in seen if (each.frames or 0.0) >= args.threshold]
+        found.sort(key=lambda each: -(each.frames or 0.0))
     table = args.output / "duplicates.csv"
-    write_table(table, videos, found)
+    write_csv(table, table_of(videos, found))
     shown = args.output / "duplicates.html"
-    write_text(shown, page_of(videos, found))
-    blind = sum(each.frames is None for each in found)
-    by_features = f", {blind} of them by features alone" if blind else ""
-    print(f"{len(found)} pairs among {len(videos)} videos{by_features}: {table}, {shown}")
-    if videos.unread:
+    write_text(shown, page_of(libraries[0].source(), videos, found))
+    how = ", by features alone" if args.features_only else ""
+    print(f"{len(found)} pairs among {len(videos)} videos{how}: {table}, {shown}")
+    if look.unread:
+        place, why = next(iter(look.unread.items()))
         print(
-            f"{len(videos.unread)} videos could not be read ({min(videos.unread)}): of them "
-            f"features decided, from {args.features_threshold:g} on",
+            f"{len(look.unread)} videos could not be looked at ({place}: {why}) and are in no "
+            "pair; say data.root=.. where they are now, or --features-only",
             file=sys.stderr,
         )
 
@@ -130,20 +134,24 @@ def check_alike(libraries: list[Library]) -> None:
     """Raises UserError where the folders' features cannot be compared."""
     first = libraries[0]
     for other in libraries[1:]:
-        one, two = first.config, other.config
-        same = (
-            first.folder.made_of().get("weights") == other.folder.made_of().get("weights")
-            and (one.features.hop_s, one.features.clips, one.features.stride_frames)
-            == (two.features.hop_s, two.features.clips, two.features.stride_frames)
-            and one.features.average == two.features.average
-            and one.data.sampling_rate == two.data.sampling_rate
-            and first.folder.shape("features") == other.folder.shape("features")
-        )
-        if not same:
+        if what_made(first) != what_made(other):
             raise UserError(
                 f"{first.folder.folder} and {other.folder.folder} hold features of different "
                 "weights or windows; extract both in the same way"
             )
+
+
+def what_made(library: Library) -> dict[str, object]:
+    """All that must be alike for features to be compared."""
+    own = ("rows of the list", "shards")
+    made = {key: value for key, value in library.folder.made_of().items() if key not in own}
+    features = library.config.features
+    data = library.config.data
+    for name in ("hop_s", "clips", "stride_frames", "average"):
+        made[name] = getattr(features, name)
+    for name in ("num_frames", "sampling_rate", "target_fps", "crop_size", "squash"):
+        made[name] = getattr(data, name)
+    return made | {"short side": library.config.test.short_side}
 
 
 class Video(NamedTuple):
@@ -170,8 +178,6 @@ class Videos:
         numbers: dict[str, int] = {}
         places = [numbers.setdefault(self.of(v).place, v) for v in range(len(self._every))]
         self._places = torch.tensor(places)
-        self.config = libraries[0].config
-        self.unread: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._every)
@@ -187,71 +193,47 @@ class Videos:
         return allowed if within else allowed & (self._folders != self._folders[video])
 
 
-def look_at(videos: Videos, pairs: list[Pair], workers: int) -> list[float | None]:
+def look_at(look: FrameLook, videos: Videos, pairs: list[Pair], workers: int) -> list[float | None]:
     """How alike the frames of each pair are; None where one of them cannot be read."""
-    own = threading.local()  # each thread has a decoding process of its own
-    sources: list[VideoSource] = []
 
-    def look(pair: Pair) -> float | None:
-        if not hasattr(own, "source"):
-            own.source = video_source(videos.config, quarantine=False)
-            sources.append(own.source)
-        return frames_of(own.source, videos, pair)
+    def look_at_one(pair: Pair) -> float | None:
+        one, other = videos.of(pair.first), videos.of(pair.match.video)
+        slack_s = min(gap_of(one.times()), gap_of(other.times()))
+        spans = spans_of(one, other, pair.match)
+        seen = look((one.place, other.place), spans, slack_s=slack_s)
+        return None if seen is None else seen.score
 
     with ThreadPoolExecutor(workers) as pool:
-        looked = pool.map(look, pairs)
+        looked = pool.map(look_at_one, pairs)
         shown = tqdm(looked, total=len(pairs), desc="frames", unit="pairs", disable=not is_seen())
-        found = list(shown)
-    for source in sources:
-        source.close()
-    return found
-
-
-def frames_of(source: VideoSource, videos: Videos, pair: Pair) -> float | None:
-    one, other = videos.of(pair.first), videos.of(pair.match.video)
-    for place in (one.place, other.place):
-        if place not in videos.unread and not exists(place):
-            videos.unread.add(place)
-        if place in videos.unread:
-            return None
-    slack = min(step(one.times()), step(other.times()), SLACK_S)
-    spans = spans_of(one, other, pair.match)
-    try:
-        return frames_alike(source, (one.place, other.place), spans, slack_s=slack).score
-    except Unavailable as e:
-        raise RunStopped(str(e)) from e
-    except VideoError as e:
-        videos.unread.add(other.place if other.place in str(e) else one.place)
-        return None
+        return list(shown)
 
 
 def spans_of(one: Video, other: Video, match: Match) -> tuple[Span, Span]:
     """Seconds of both."""
     return (
-        span(one.times(), match.query_first, match.length),
-        span(other.times(), match.first, match.length),
+        span_of(one.times(), match.query_first, match.length),
+        span_of(other.times(), match.first, match.length),
     )
 
 
-def write_table(file: Path, videos: Videos, found: list[Found]) -> None:
-    with (
-        written_whole(file) as temporary,
-        open(temporary, "w", newline="", errors="surrogateescape") as f,
-    ):
-        writer = csv.writer(f)
-        writer.writerow(COLUMNS)
-        for pair, alike in found:
-            one, other = videos.of(pair.first), videos.of(pair.match.video)
-            frames = "" if alike is None else f"{alike:.4f}"
-            spans = [f"{t:.3f}" for part in spans_of(one, other, pair.match) for t in part]
-            lists = [video.library.list_name() for video in (one, other)]
-            row = [one.path, other.path, frames, f"{pair.match.score:.4f}", *spans, *lists]
-            writer.writerow(row)
+def table_of(videos: Videos, found: list[Found]) -> list[Sequence[object]]:
+    """Rows of the csv, its header first; `a` is of the folder that was named earlier."""
+    rows: list[Sequence[object]] = [COLUMNS]
+    for pair, alike in found:
+        numbers = (pair.first, pair.match.video)
+        one, other = map(videos.of, numbers)
+        both = list(zip(numbers, (one, other), spans_of(one, other, pair.match)))
+        (_, one, part), (_, other, part_of_other) = sorted(both, key=lambda each: each[0])
+        frames = "" if alike is None else f"{alike:.4f}"
+        times = [f"{max(t, 0):.3f}" for t in (*part, *part_of_other)]
+        lists = (one.library.list_name(), other.library.list_name())
+        rows.append((one.path, other.path, frames, f"{pair.match.score:.4f}", *times, *lists))
+    return rows
 
 
-def page_of(videos: Videos, found: list[Found]) -> str:
+def page_of(source: VideoSource, videos: Videos, found: list[Found]) -> str:
     """HTML: the two of a pair side by side."""
-    source = video_source(videos.config, quarantine=False)
     rows = ""
     for pair, alike in found[:MOST_SHOWN]:
         both = (videos.of(pair.first), videos.of(pair.match.video))

@@ -120,6 +120,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError."""
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 is for --to onnx")
+    if args.opset != formats.OPSET and args.to != "onnx":
+        raise UserError("--opset is for --to onnx")
     if not formats.OLDEST_OPSET <= args.opset <= formats.OPSET:
         raise UserError(
             f"--opset {args.opset} must be from {formats.OLDEST_OPSET} to {formats.OPSET}"

@@ -16,8 +16,10 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 
 from hiera_video.build import video_source
 from hiera_video.commands.arguments import add_overrides, make_parser
@@ -28,15 +30,20 @@ from hiera_video.evaluation.segments import Segment, segments_of
 from hiera_video.export.labels import WRITERS, Labelled, write_label_studio
 from hiera_video.pictures.timeline import FACTS, TABLE
 from hiera_video.stages.inputs import build_classes, read_list
-from hiera_video.system.errors import Unavailable, UserError, VideoError
+from hiera_video.system.errors import UserError, VideoError
+
+LABEL_STUDIO = "labelstudio"
+LEAST = 0.5
 
 
 def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE")
-    parser.add_argument("--to", choices=WRITERS, required=True)
+    parser.add_argument("--to", choices=(*WRITERS, LABEL_STUDIO), required=True)
     parser.add_argument("target", type=Path, metavar="OUT")
-    parser.add_argument("--least", type=float, default=0.5, help="score of a window in a segment")
+    parser.add_argument(
+        "--least", type=float, help=f"score of a window in a segment, default {LEAST}"
+    )
     parser.add_argument(
         "--root", type=Path, help="labelstudio: the document root; default: what holds all videos"
     )
@@ -45,15 +52,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if not 0 <= args.least <= 1:
-        raise UserError(f"--least {args.least} must be from 0 to 1")
     timelines = sorted(args.source.glob(f"*{FACTS}"))
+    is_run = (args.source / "test/predictions.csv").is_file()
+    check_arguments(args, bool(timelines))
     if timelines:
-        videos = [read_timeline(file, args.least) for file in timelines]
-        classes = sorted({label for video in videos for label in labels_of(video)})
-        known = json.loads(timelines[0].read_text())["classes"]
-        classes = known or classes
-    elif (args.source / "test/predictions.csv").is_file():
+        least = LEAST if args.least is None else args.least
+        videos, classes = read_timelines(timelines, least)
+    elif is_run:
         videos, classes = read_run(args.source, args.overrides)
     else:
         raise UserError(
@@ -63,30 +68,51 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.source}: none of its videos is there")
     try:
         args.target.parent.mkdir(parents=True, exist_ok=True)
-        if args.to == "labelstudio":
+        if args.to == LABEL_STUDIO:
             write_label_studio(args.target, videos, classes, root=args.root)
         else:
             WRITERS[args.to](args.target, videos, classes)
     except OSError as e:
         raise UserError(f"cannot write {args.target}: {e}") from e
+    except ValueError as e:
+        raise UserError(str(e)) from e
     segments = sum(len(video.segments) for video in videos)
     print(f"{args.target}: {len(videos)} videos, {segments} segments, {len(classes)} classes")
 
 
-def labels_of(video: Labelled) -> set[str]:
-    return {label for label, _ in video.best} | {segment.label for segment in video.segments}
+def check_arguments(args: argparse.Namespace, of_timelines: bool) -> None:
+    """Raises UserError."""
+    if args.least is not None and not of_timelines:
+        raise UserError("--least is for timelines")
+    if args.overrides and of_timelines:
+        raise UserError(f"{args.overrides[0]}: keys are of a run's config, not of timelines")
+    if args.root and args.to != LABEL_STUDIO:
+        raise UserError("--root is for --to labelstudio")
+    if args.least is not None and not 0 <= args.least <= 1:
+        raise UserError(f"--least {args.least} must be from 0 to 1")
 
 
-def read_timeline(file: Path, least: float) -> Labelled:
-    """file: the facts beside the table. Raises UserError."""
-    facts = json.loads(file.read_text())
+def read_timelines(files: list[Path], least: float) -> tuple[list[Labelled], list[str]]:
+    """Raises UserError."""
+    videos = []
+    classes: dict[str, None] = {}
+    for file in files:
+        try:
+            facts = json.loads(file.read_text())
+            videos.append(read_timeline(file, facts, least))
+            classes |= dict.fromkeys(facts["classes"])
+        except (OSError, ValueError, KeyError, IndexError) as e:
+            raise UserError(f"{file}: no whole timeline ({e}); make it again") from e
+    said = {label for video in videos for label, _ in video.best}
+    said |= {segment.label for video in videos for segment in video.segments}
+    return videos, list(classes) or sorted(said)
+
+
+def read_timeline(file: Path, facts: dict[str, Any], least: float) -> Labelled:
+    """file: the facts beside the table. Raises OSError, ValueError, KeyError, IndexError."""
     name = file.name.removesuffix(FACTS)
-    table = file.with_name(f"{name}{TABLE}")
-    try:
-        with open(table, newline="") as f:
-            rows = list(csv.DictReader(f))
-    except OSError as e:
-        raise UserError(f"{table}: {e.strerror}; make the timeline again") from e
+    with open(file.with_name(f"{name}{TABLE}"), newline="") as f:
+        rows = list(csv.DictReader(f))
     times = np.array([[float(row["start_s"]), float(row["end_s"])] for row in rows])
     best = [(row["top1_name"], float(row["top1_score"])) for row in rows]
     whole = [(label, score) for label, score in facts["predictions"]]
@@ -100,38 +126,32 @@ def read_run(run: Path, overrides: list[str]) -> tuple[list[Labelled], list[str]
     listed = read_list(config, "data.test")
     classes = build_classes(config, listed)
     with open(run / "test/predictions.csv", newline="", errors="surrogateescape") as f:
-        rows = list(csv.DictReader(f))
-    # Rows of predictions are in list order; those that were missing have none.
-    number = 0
-    places: dict[str, tuple[str, list[dict[str, str]], list[tuple[float, float] | None]]] = {}
-    for row in rows:
-        while number < len(listed) and listed.written(number) != row["path"]:
-            number += 1
-        if number == len(listed):
+        said = list(csv.DictReader(f))
+    scored = load_file(run / "test/scores.safetensors")["index"].tolist()  # rows of the list
+    if scored and (max(scored) >= len(listed) or len(scored) != len(said)):
+        raise UserError(f"{run}: its predictions are not of the list {listed.source}")
+    of_videos: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    for row, prediction in zip(scored, said):
+        if listed.written(row) != prediction["path"]:
             raise UserError(f"{run}: its predictions are not of the list {listed.source}")
-        path = listed.path(number)
-        _, of_video, parts = places.setdefault(row["path"], (path, [], []))
-        of_video.append(row)
-        parts.append(listed.segment(number))
-        number += 1
+        of_videos.setdefault(listed.path(row), []).append((row, prediction))
     source = video_source(config, quarantine=False)
     videos = []
-    names = file_names(list(places))
-    for name, (path, of_video, parts) in zip(names, places.values()):
+    for name, (path, rows) in zip(file_names(list(of_videos)), of_videos.items()):
         try:
             with source.open(path) as video:
                 fps, frames = video.info.fps, video.info.num_frames
-        except (VideoError, Unavailable) as e:
+        except VideoError as e:
             print(f"left out: {path}: {e}", file=sys.stderr)
             continue
-        if parts == [None]:
-            best = list(top_of(of_video[0], classes.names))
+        if [listed.segment(row) for row, _ in rows] == [None]:
+            best = list(top_of(rows[0][1], classes.names))
             videos.append(Labelled(path, name, fps, frames, best, []))
             continue
         segments = []
-        for row, part in zip(of_video, parts):
-            label, score = next(top_of(row, classes.names))
-            start, end = part or (0.0, frames / fps)
+        for row, prediction in rows:
+            label, score = next(top_of(prediction, classes.names))
+            start, end = listed.segment(row) or (0.0, frames / fps)
             segments.append(Segment(label, score, start, end))
         videos.append(Labelled(path, name, fps, frames, [], segments))
     source.close()

@@ -28,22 +28,21 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from hiera_video.commands.arguments import make_parser, without_overrides
+from hiera_video.commands.predict import find_videos
+from hiera_video.evaluation.feature_folder import Span, gap_of, span_of
 from hiera_video.evaluation.likeness import Match, Windows, matches, plain, whitened
-from hiera_video.evaluation.same_frames import SAME, frames_alike
+from hiera_video.evaluation.same_frames import SAME, FrameLook
 from hiera_video.evaluation.search_index import ABOVE, SearchIndex
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library, QueryFeatures
-from hiera_video.system.errors import Unavailable, UserError, VideoError
-from hiera_video.system.files import exists, join, write_text
+from hiera_video.system.errors import UserError
+from hiera_video.system.files import join, write_text
 
-Span = tuple[float, float]  # seconds
 LOOKED_AT = 20  # of the nearest ones, at least
-SLACK_S = 2.0  # that a match may be early or late, at most
 
 
 class Found(NamedTuple):
@@ -75,28 +74,42 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError(f"--top {args.top} must be > 0")
-    queries, overrides = without_overrides(args.queries)
+    given, overrides = without_overrides(args.queries)
+    queries = find_videos(given)
     if not queries:
         raise UserError("name a video to search for")
+    try:
+        for file in filter(None, (args.json, args.page)):  # before the work is done
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    except OSError as e:
+        raise UserError(f"cannot write {file}: {e.strerror}") from e
     library = Library(args.features, overrides)
     made = library.features_of(queries)
     search = Search(library, args)
     results: dict[str, list[Found]] = {}
-    for query, phases in zip(queries, made):
-        print(query)
-        if not phases:
-            continue
-        results[query] = search(query, phases)
-        for k, found in enumerate(results[query], start=1):
-            same = "  same" if not found.rank()[0] else ""
-            when = f"{clock(found.span)} s (query {clock(found.query_span)} s){same}"
-            print(f"  {k:3} {found.score:7.4f}  {found.path}  {when}", flush=True)
+    with contextlib.closing(search):
+        for query, phases in zip(queries, made):
+            print(query)
+            if not phases:
+                continue
+            results[query] = search(query, phases)
+            for k, found in enumerate(results[query], start=1):
+                same = "  same" if not found.rank()[0] else ""
+                when = f"{clock(found.span)} s (query {clock(found.query_span)} s){same}"
+                print(f"  {k:3} {found.score:7.4f}  {found.path}  {when}", flush=True)
     if args.json:
         rows = {query: [found._asdict() for found in every] for query, every in results.items()}
         write_text(args.json, json.dumps(rows, indent=1) + "\n")
     if args.page:
         write_text(args.page, result_page(library, results))
-    search.close()
+    if search.look.unread:
+        place, why = next(iter(search.look.unread.items()))
+        print(
+            f"{len(search.look.unread)} videos could not be looked at ({place}: {why}); say "
+            "data.root=.. where they are now, or --features-only",
+            file=sys.stderr,
+        )
     unread = [query for query, phases in zip(queries, made) if not phases]
     if unread:
         raise UserError(f"{len(unread)} of {len(queries)} queries cannot be read: {unread[0]}")
@@ -105,12 +118,12 @@ def main(args: argparse.Namespace) -> None:
 class Search:
     def __init__(self, library: Library, args: argparse.Namespace):
         """Raises UserError."""
+        self.look = FrameLook(library.source)
         self._library = library
         self._folder = library.folder
         self._args = args
         self._index = self._make_index()
         self._windows: Windows | None = None
-        self._source = library.source()
 
     def __call__(self, query: str, phases: list[QueryFeatures]) -> list[Found]:
         place = join(Path.cwd(), query)
@@ -118,7 +131,7 @@ class Search:
         return sorted(found, key=Found.rank)[: self._args.top]
 
     def close(self) -> None:
-        self._source.close()
+        self.look.close()
 
     def _nearest(self, phases: list[QueryFeatures]) -> list[tuple[QueryFeatures, Match]]:
         """The best matches of all phases; their videos are numbered as the folder's."""
@@ -152,31 +165,25 @@ class Search:
         """query: where it lies"""
         path = self._folder.path(match.video)
         times = self._folder.times(match.video)
-        of_query = span(phase.times, match.query_first, match.length)
-        of_video = span(times, match.first, match.length)
-        same = None
-        place = self._library.place(path)
-        if not self._args.features_only and exists(place):
-            slack = min(step(times), SLACK_S)
-            with contextlib.suppress(VideoError, Unavailable):
-                found = frames_alike(
-                    self._source, (query, place), (of_query, of_video), slack_s=slack
-                )
-                same = found.score
-                if same >= SAME:
-                    of_video = (of_query[0] + found.offset_s, of_query[1] + found.offset_s)
-        return Found(path, match.score, of_video, of_query, same)
+        of_query = span_of(phase.times, match.query_first, match.length)
+        of_video = span_of(times, match.first, match.length)
+        seen = None
+        if not self._args.features_only:
+            places = (query, self._library.place(path))
+            seen = self.look(places, (of_query, of_video), slack_s=gap_of(times))
+        if seen is None:
+            return Found(path, match.score, of_video, of_query, None)
+        if seen.score >= SAME:
+            of_video = (of_query[0] + seen.offset_s, of_query[1] + seen.offset_s)
+        return Found(path, match.score, of_video, of_query, seen.score)
 
     def _apart(self, query: QueryFeatures) -> int:
         """Windows after which two places of a video do not overlap."""
-        times = next(
-            (t for t in map(self._folder.times, range(len(self._folder))) if len(t) > 1),
-            query.times,
-        )
-        if len(times) < 2:
-            return 1
-        (start, end), (following, _) = times[:2]
-        return len(query.times) - 1 + max(1, math.ceil((end - start) / (following - start) - 1e-6))
+        folder = self._folder
+        several = next((k for k in range(len(folder)) if folder.windows(k) > 1), None)
+        times = query.times if several is None else folder.times(several)
+        start, end = times[0]
+        return len(query.times) - 1 + max(1, math.ceil((end - start) / gap_of(times) - 1e-6))
 
     def _make_index(self) -> SearchIndex | None:
         """Raises UserError."""
@@ -187,7 +194,7 @@ class Search:
         if self._args.plain:
             raise UserError("--plain: the index is of whitened features; --index exact")
         try:
-            return SearchIndex([self._folder])
+            return SearchIndex(self._folder)
         except ImportError as e:
             if asked == "faiss":
                 raise UserError("--index faiss needs pip install 'hiera_video[faiss]'") from e
@@ -195,19 +202,8 @@ class Search:
             return None
 
 
-def span(times: np.ndarray, first: int, length: int) -> Span:
-    return float(times[first, 0]), float(times[first + length - 1, 1])
-
-
-def step(times: np.ndarray) -> float:
-    """Seconds from window to window, or of the only one."""
-    if len(times) > 1:
-        return float(times[1, 0] - times[0, 0])
-    return float(times[0, 1] - times[0, 0])
-
-
 def clock(part: Span) -> str:
-    return f"{part[0]:.2f}-{part[1]:.2f}"
+    return f"{max(part[0], 0):.2f}-{part[1]:.2f}"
 
 
 def result_page(library: Library, results: dict[str, list[Found]]) -> str:

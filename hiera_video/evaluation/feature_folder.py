@@ -3,6 +3,7 @@
 Legend: N videos, W windows of one of them, dim channels.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hiera_video.evaluation.features import read_manifest
 from hiera_video.system.errors import UserError
 
 MADE_OF = "made_of.json"  # what the features are of
+Span = tuple[float, float]  # seconds
 
 
 class FeatureFolder:
@@ -27,6 +29,8 @@ class FeatureFolder:
             self.lines = read_manifest(folder)
         except OSError as e:
             raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
+        if self.lines and not {"path", "file", "num_clips", "status"} <= self.lines[0].keys():
+            raise UserError(f"{folder}/manifest.csv is not of features")
         self.folder = folder
         # Numbers of the manifest's lines.
         self.rows = [row for row, line in enumerate(self.lines) if line["status"] == "ok"]
@@ -36,7 +40,7 @@ class FeatureFolder:
 
     def subset(self, rows: list[int]) -> "FeatureFolder":
         """Of these lines of the manifest alone."""
-        part = FeatureFolder(self.folder)
+        part = copy.copy(self)
         part.rows = rows
         return part
 
@@ -104,3 +108,15 @@ class FeatureFolder:
 
     def _line(self, k: int) -> dict[str, str]:
         return self.lines[self.rows[k]]
+
+
+def span_of(times: np.ndarray, first: int, length: int) -> Span:
+    """Of windows that follow each other; times: [W, 2]"""
+    return float(times[first, 0]), float(times[first + length - 1, 1])
+
+
+def gap_of(times: np.ndarray) -> float:
+    """Seconds from window to window, or of the only one; times: [W, 2]"""
+    if len(times) > 1 and times[1, 0] > times[0, 0]:
+        return float(times[1, 0] - times[0, 0])
+    return float(times[0, 1] - times[0, 0])

@@ -30,11 +30,10 @@ from hiera_video.evaluation.layouts import (
     write_tensors,
 )
 from hiera_video.system.distributed import World
-from hiera_video.system.files import written_whole
+from hiera_video.system.files import write_csv
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-# `first`, the video's first window in the file, is said of packed files alone.
-COLUMNS = ("path", "file", "num_clips", "status", "first")
+COLUMNS = ("path", "file", "num_clips", "status")
 
 
 class FeatureFiles:
@@ -133,24 +132,19 @@ class FeatureFiles:
             line: list[Any] = [self.videos.written(row), "", 0, said]
             if place is not None:
                 line[1:3] = place.file, place.windows
-            if self.is_packed:
-                line.append(place.first if place else 0)
-            lines.append(line)
-        write_manifest(file, lines)
+            elif said == "ok":
+                line[3] = "its file is not there"  # yet: storage may show it late
+            lines.append([*line, place.first if place else 0] if self.is_packed else line)
+        write_manifest(file, lines, packed=self.is_packed)
 
     def _parts(self, row: int) -> list[Path]:
         return sorted((self.folder / PARTS / f"{row:06d}").glob("[0-9]*.safetensors"))
 
 
-def write_manifest(file: Path, lines: Sequence[Sequence]) -> None:
-    """lines: a value for each of the first COLUMNS."""
-    with (
-        written_whole(file, shared=True) as temporary,
-        open(temporary, "w", newline="", errors="surrogateescape") as f,
-    ):
-        writer = csv.writer(f)
-        writer.writerow(COLUMNS[: len(lines[0])])
-        writer.writerows(lines)
+def write_manifest(file: Path, lines: Sequence[Sequence], *, packed: bool = False) -> None:
+    """lines: a value for each of COLUMNS, of packed files for `first`, too."""
+    columns = (*COLUMNS, "first") if packed else COLUMNS
+    write_csv(file, [columns, *lines], shared=True)
 
 
 def read_manifest(folder: Path) -> list[dict[str, str]]:

@@ -66,7 +66,7 @@ class CachedFeatures:
         self.classes = videos.classes
         if videos.has_segments and len(every.lines) != len(videos):
             raise UserError(f"{videos.source}: not the segments that {folder} is of")
-        found = _labels_of(every.lines, videos)
+        found = labels_of(every.lines, videos)
         good = [row for row in every.rows if found[row] >= 0]
         if not good:
             raise UserError(
@@ -110,7 +110,7 @@ class CachedFeatures:
         return self._videos.windows(row)
 
 
-def _labels_of(lines: list[dict[str, str]], videos: VideoList) -> list[int]:
+def labels_of(lines: list[dict[str, str]], videos: VideoList) -> list[int]:
     """Of each line of a manifest, by its path; -1 where the list has none.
 
     A list of segments names a video many times: its rows must be the manifest's.

@@ -29,6 +29,7 @@ from hiera_video.system.tensors import save_file
 
 ARRAYS = ("actionformer", "opentad")
 PARTS = ".parts"
+WHOLE = "whole"  # folder in it: of videos that wait to be packed
 NAME_BYTES = 150  # of a video's name in a file's name
 # Of a packed file: the rows of the list that it holds, and how many windows each has.
 ROWS = "rows"
@@ -160,6 +161,9 @@ class Packed:
         for file in sorted(self._folder.glob("packed_*.safetensors")):
             with contextlib.suppress(SafetensorError, OSError):
                 self._places |= _places_in(file)
+        for row in rows:  # what a kill has left of a file that was being written
+            (self._folder / f".{self._name(row)}").unlink(missing_ok=True)
+            (self._waiting_room / f".{row:06d}.safetensors").unlink(missing_ok=True)
         left = {int(file.stem): file for file in self._waiting_room.glob("[0-9]*.safetensors")}
         for row in rows:
             if row in self._places and row in left:
@@ -169,12 +173,13 @@ class Packed:
 
     def finish(self) -> None:
         self._pack()
-        with contextlib.suppress(OSError):  # others wait there
-            self._waiting_room.rmdir()
 
     @property
     def _waiting_room(self) -> Path:
-        return self._folder / PARTS / "whole"
+        return self._folder / PARTS / WHOLE
+
+    def _name(self, first: int) -> str:
+        return f"packed_{first:06d}.safetensors"
 
     def _new(self, row: int) -> Path:
         self._waiting_room.mkdir(parents=True, exist_ok=True)
@@ -192,7 +197,7 @@ class Packed:
         if not self._waiting:
             return
         files = list(self._waiting.values())
-        target = self._folder / f"packed_{next(iter(self._waiting)):06d}.safetensors"
+        target = self._folder / self._name(next(iter(self._waiting)))
         join(files, target)
         self._places |= _places_in(target)
         for file in files:

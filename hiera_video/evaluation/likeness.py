@@ -18,6 +18,7 @@ from torch import Tensor
 from hiera_video.evaluation.feature_folder import FeatureFolder
 
 FLOOR = 0.01  # of the largest spread: below it is noise
+FEWEST = 10  # windows whose spread says anything
 FITTED = 65536  # windows that spreads are measured on, at most
 MOST_COSINES = 1 << 26  # held at a time
 
@@ -34,7 +35,12 @@ class Space:
 
 
 def whitened(windows: Tensor) -> Space:
-    """The space in which `windows` [N, dim] spread alike in every direction."""
+    """The space in which `windows` [N, dim] spread alike in every direction.
+
+    The fewer windows, the more of it is their own: cosines of two folders are not of one measure.
+    """
+    if len(windows) < FEWEST:
+        return plain(windows)
     step = -(-len(windows) // FITTED)
     some = windows[::step].double()
     mean = some.mean(0)
@@ -61,12 +67,16 @@ class Windows:
         space: Space | None = None,
     ):
         """space: default what `measure` makes of the windows."""
-        parts = [folder.features(k) for folder in folders for k in range(len(folder))]
-        self.counts = torch.tensor([len(part) for part in parts])  # [V]
+        every = [(folder, k) for folder in folders for k in range(len(folder))]
+        self.counts = torch.tensor([folder.windows(k) for folder, k in every])  # [V]
         self.firsts = self.counts.cumsum(0) - self.counts  # [V], windows
-        features = torch.cat(parts)
-        self.space = space or measure(features)
-        self.vectors = torch.cat([self.space(part) for part in features.split(FITTED)])  # [N, dim]
+        (dim,) = folders[0].shape("features") or [0]
+        self.vectors = torch.empty(int(self.counts.sum()), dim)  # [N, dim]
+        for (folder, k), first, count in zip(every, self.firsts, self.counts):
+            self.vectors[first : first + count] = folder.features(k)
+        self.space = space or measure(self.vectors)
+        for part in self.vectors.split(FITTED):  # in their place: they are most of the memory
+            part.copy_(self.space(part))
 
     def __len__(self) -> int:
         """Videos."""
@@ -129,7 +139,7 @@ def matches(
         if not in_order:
             of_block = list(block.any_order(top))
         else:
-            of_block = [*block.inside(top, apart), *block.around(top)]
+            of_block = list(block.inside(top, apart)) + list(block.around(top))
         found += [match._replace(video=match.video + first) for match in of_block]
         found = sorted(found, key=lambda match: -match.score)[:top]
     return [match for match in found if match.score > -torch.inf]

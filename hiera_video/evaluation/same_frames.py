@@ -7,18 +7,24 @@ changes in them over time.
 Legend: N frames, S x S pixels.
 """
 
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from hiera_video.data.decode.source import VideoSource
+from hiera_video.evaluation.feature_folder import Span
+from hiera_video.system.errors import VideoError
+from hiera_video.system.files import exists
 
 SIDE = 16  # pixels of a small frame, on both sides
 PART_S = 2.4  # of a video that is looked at
 FRAMES = 24  # of it
 STILL = 1.0  # grey levels, of the change over time, below which it is noise
 HELD = 8  # frames of full size at a time
+MOST_SLACK_S = 2.0  # that windows may lie early or late
 # Powers that set copies and others apart: chosen on MovingShapes, and on GRID and MIRACL, whose
 # takes are of the same people before the same wall.
 OF_FRAMES = 6
@@ -33,51 +39,91 @@ class Alike(NamedTuple):
     offset_s: float  # from a moment of the first to the same one of the second
 
 
-def frames_alike(
-    source: VideoSource,
-    paths: tuple[str, str],
-    spans: tuple[tuple[float, float], tuple[float, float]],
-    *,
-    slack_s: float,
-) -> Alike:
-    """A power of the correlation of their frames, times that of what changes in them.
+class SmallFrames(NamedTuple):
+    frames: np.ndarray  # float32 [N, S, S], grey levels from 0 to 255
+    times: np.ndarray  # [N], seconds
+    gap_s: float  # from frame to frame of the video
 
-    spans: seconds of both that may show the same, `slack_s` early or late. Looked at is a part in
-    the middle. Raises VideoError.
+
+class FrameLook:
+    """Looks at the frames of pairs of videos, from several threads.
+
+    unread: where videos lie that could not be read -> why.
     """
-    middle = [(start + end) / 2 for start, end in spans]
-    best = Alike(0.0, middle[1] - middle[0])
-    half = min(PART_S, *(end - start for start, end in spans)) / 2
-    with source.open(paths[0]) as video:
-        times = video.info.times
-        inside = np.flatnonzero(np.abs(times - middle[0]) <= half)
-        if len(inside) == 0:
-            return best
-        chosen = inside[np.linspace(0, len(inside) - 1, min(FRAMES, len(inside))).astype(int)]
-        ours = small_frames(video, chosen)  # [N, S, S]
-        ours_at = times[chosen] - middle[0]
-    with source.open(paths[1]) as video:
-        times = video.info.times
-        near = np.flatnonzero(np.abs(times - middle[1]) <= half + slack_s)
-        if len(near) == 0:
-            return best
-        theirs = small_frames(video, near)
-        theirs_at = times[near] - middle[1]
-        step = 1 / video.info.fps
-    for shift in np.arange(-slack_s, slack_s + step / 2, step):
-        wanted = ours_at + shift
-        there = (wanted >= theirs_at[0] - step) & (wanted <= theirs_at[-1] + step)
-        if there.sum() < max(2, len(wanted) / 2):
-            continue
-        nearest = np.abs(theirs_at[None] - wanted[there][:, None]).argmin(1)
-        score = alike(ours[there], theirs[nearest])
-        if score > best.score:
-            best = Alike(score, middle[1] - middle[0] + float(shift))
-    return best
+
+    def __init__(self, make_source: Callable[[], VideoSource]):
+        """make_source: called once a thread."""
+        self.unread: dict[str, str] = {}
+        self._make_source = make_source
+        self._of_thread = threading.local()
+        self._sources: list[VideoSource] = []
+
+    def __call__(
+        self, places: Sequence[str], spans: Sequence[Span], *, slack_s: float
+    ) -> Alike | None:
+        """A power of the correlation of their frames, times that of what changes in them.
+
+        places, spans: of the two; seconds that may show the same, `slack_s` early or late. A part
+        in the middle is looked at. None where one of them cannot be read. Raises Unavailable.
+        """
+        lengths = [end - start for start, end in spans]
+        half = min(PART_S, *lengths) / 2
+        slack_s = min(slack_s, MOST_SLACK_S)
+        middle = [(start + end) / 2 for start, end in spans]
+        ours = self._part(places[0], middle[0], half, most=FRAMES)
+        theirs = self._part(places[1], middle[1], half + slack_s)
+        if ours is None or theirs is None:
+            return None
+        best = Alike(0.0, middle[1] - middle[0])
+        for shift in np.arange(-slack_s, slack_s + theirs.gap_s / 2, theirs.gap_s):
+            offset = middle[1] - middle[0] + float(shift)
+            wanted = ours.times + offset
+            early = wanted < theirs.times[0] - theirs.gap_s
+            there = ~early & (wanted <= theirs.times[-1] + theirs.gap_s)
+            if there.sum() < max(1, len(wanted) / 2):
+                continue
+            nearest = np.abs(theirs.times[None] - wanted[there][:, None]).argmin(1)
+            score = alike(ours.frames[there], theirs.frames[nearest])
+            if score > best.score:
+                best = Alike(score, offset)
+        return best
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+    def _part(
+        self, place: str, middle: float, half: float, *, most: int | None = None
+    ) -> SmallFrames | None:
+        """Frames around a moment, evenly at most so many."""
+        if place in self.unread:
+            return None
+        try:
+            if not exists(place):
+                raise VideoError("no such file")
+            with self._source().open(place) as video:
+                times = video.info.times
+                chosen = np.flatnonzero(np.abs(times - middle) <= half)
+                if len(chosen) == 0:
+                    return None
+                if most is not None:
+                    some = np.linspace(0, len(chosen) - 1, min(most, len(chosen)))
+                    chosen = chosen[some.astype(int)]
+                frames = small_frames(video, chosen)
+                return SmallFrames(frames, times[chosen], 1 / video.info.fps)
+        except (VideoError, OSError) as e:
+            self.unread[place] = str(e)
+            return None
+
+    def _source(self) -> VideoSource:
+        if not hasattr(self._of_thread, "source"):
+            self._of_thread.source = self._make_source()
+            self._sources.append(self._of_thread.source)
+        return self._of_thread.source
 
 
 def small_frames(video: Any, indices: np.ndarray) -> np.ndarray:
-    """float32 [N, S, S], grey levels from 0 to 255. Raises VideoError."""
+    """float32 [N, S, S]. Raises VideoError."""
     small = []
     for first in range(0, len(indices), HELD):
         for frame in video.get(indices[first : first + HELD]):

@@ -17,6 +17,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from hiera_video.evaluation.segments import Segment
 from hiera_video.system.files import write_json, write_text
+from hiera_video.system.members import member_of
+from hiera_video.system.stores import is_remote
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Labelled:
 
 def write_activitynet(file: Path, videos: Sequence[Labelled], classes: Sequence[str]) -> None:
     """Results for the evaluation of detection or, where nothing has segments, classification."""
+    stems = [Path(video.path).stem for video in videos]
+    if stems != [video.name for video in videos]:
+        raise ValueError("activitynet knows videos by their names, and two have the same one")
     results: dict[str, list[dict[str, object]]] = {}
     of_segments = any(video.segments for video in videos)
     for video in videos:
@@ -80,7 +85,7 @@ def write_fiftyone(folder: Path, videos: Sequence[Labelled], classes: Sequence[s
             labels["events"] = {"events": events}
         file = f"labels/{video.name}.json"
         write_json(folder / file, labels)
-        index.append({"data": os.path.abspath(video.path), "labels": file})
+        index.append({"data": _whole(video.path), "labels": file})
     kind = "eta.core.datasets.LabeledVideoDataset"
     write_json(folder / "manifest.json", {"type": kind, "description": "", "index": index})
 
@@ -121,11 +126,13 @@ def write_label_studio(
 ) -> None:
     """`tasks.json`, with predictions, and `config.xml`, the labelling interface that they fit.
 
-    root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT; default the folder that holds all videos.
+    root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT; default the folder that holds all videos. Remote
+    ones keep their URLs. Raises ValueError for a video outside the root.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    places = [os.path.abspath(video.path) for video in videos]
-    base = str(root.resolve()) if root else os.path.commonpath([os.path.dirname(p) for p in places])
+    places = [_whole(video.path) for video in videos]
+    here = [os.path.dirname(place) for place in places if not is_remote(place)]
+    base = os.path.abspath(root) if root else os.path.commonpath(here or ["/"])
     tasks = []
     for video, place in zip(videos, places):
         result = []
@@ -137,7 +144,12 @@ def write_label_studio(
             ranges = [{"start": first + 1, "end": last + 1}]
             value: dict[str, object] = {"ranges": ranges, "timelinelabels": [segment.label]}
             result.append(_result(f"s{k}", "segments", "timelinelabels", value, segment.score))
-        url = f"/data/local-files/?d={quote(os.path.relpath(place, base))}"
+        url = place
+        if not is_remote(place):
+            inside = os.path.relpath(place, base)
+            if inside.startswith(".."):
+                raise ValueError(f"--root {base} does not hold {place}")
+            url = f"/data/local-files/?d={quote(os.fsencode(inside))}"
         sure = max([score for _, score in video.best] + [s.score for s in video.segments])
         prediction = {"model_version": "hiera_video", "score": sure, "result": result}
         tasks.append({"data": {"video": url, "fps": video.fps}, "predictions": [prediction]})
@@ -151,6 +163,13 @@ def write_label_studio(
         f'  <TimelineLabels name="segments" toName="video">\n{labels}  </TimelineLabels>\n'
         "</View>\n",
     )
+
+
+def _whole(path: str) -> str:
+    """A local one from / on. Raises ValueError for one in a tar, which other tools do not read."""
+    if member_of(path) is not None:
+        raise ValueError(f"{path} lies in a tar; unpack it for other tools")
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def _result(
@@ -178,5 +197,4 @@ WRITERS: dict[str, Writer] = {
     "activitynet": write_activitynet,
     "fiftyone": write_fiftyone,
     "cvat": write_cvat,
-    "labelstudio": write_label_studio,
 }

@@ -13,7 +13,7 @@ from hiera_video.data.format import ClipFormat
 from hiera_video.evaluation.detector_files import video_ids, write_index
 from hiera_video.evaluation.feature_folder import MADE_OF
 from hiera_video.evaluation.features import FeatureFiles, read_manifest, write_manifest
-from hiera_video.evaluation.layouts import ARRAYS, PARTS
+from hiera_video.evaluation.layouts import ARRAYS, PARTS, WHOLE
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
@@ -157,12 +157,15 @@ class FeaturesStage:
             joined = []
             for row in range(len(self.videos)):
                 joined.append(list(rows_of_jobs[row % count][row // count].values()))
-            write_manifest(self.folder / "manifest.csv", joined)
+            packed = self.config.features.layout == "packed"
+            write_manifest(self.folder / "manifest.csv", joined, packed=packed)
             log.say(f"all {count} shards are done: {self.folder / 'manifest.csv'}")
         if self.arrays:
             self._write_index()
-        with contextlib.suppress(OSError):  # where other jobs still have parts
-            (self.folder / PARTS).rmdir()
+        if all(file.exists() for file in of_jobs):  # else other jobs still write there
+            for room in (self.folder / PARTS / WHOLE, self.folder / PARTS):
+                with contextlib.suppress(OSError):
+                    room.rmdir()
         limit = self.config.features.min_coverage
         if good < limit * len(lines):
             raise RunStopped(

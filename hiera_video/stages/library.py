@@ -1,7 +1,6 @@
 """A folder of features with what made it: its videos, and features of others in the same way."""
 
 import contextlib
-import csv
 import dataclasses
 import sys
 import tempfile
@@ -21,7 +20,8 @@ from hiera_video.evaluation.feature_folder import FeatureFolder
 from hiera_video.models.weights import weights_file
 from hiera_video.stages.run import extract_features
 from hiera_video.system.errors import UserError
-from hiera_video.system.files import join, sha256_of
+from hiera_video.system.files import join, sha256_of, write_csv
+from hiera_video.system.stores import register_handlers
 
 # A query's windows begin at as many places between two windows of the folder, for one of them to
 # lie as a window does in the video that is looked for.
@@ -56,6 +56,10 @@ class Library:
             test = dataclasses.replace(config.test, weights=str(places[0]))
             config = dataclasses.replace(config, test=test)
         self.config: Config = config
+        try:
+            register_handlers(config.data.path_handlers)
+        except ImportError as e:
+            raise UserError(f"data.path_handlers: {e}") from e
         self._places: dict[str, str] | None = None
 
     @property
@@ -85,9 +89,7 @@ class Library:
         count, options = self._finer()
         with tempfile.TemporaryDirectory() as output:
             table = Path(output) / "videos.csv"
-            with open(table, "w", newline="", errors="surrogateescape") as f:
-                rows = [[join(Path.cwd(), video)] for video in videos]
-                csv.writer(f).writerows([["path"], *rows])
+            write_csv(table, [["path"], *([join(Path.cwd(), video)] for video in videos)])
             found = Path(output) / "features"
             config = dataclasses.replace(
                 self.config,
@@ -102,12 +104,13 @@ class Library:
             folder = FeatureFolder(found)
             made: list[list[QueryFeatures]] = [[] for _ in videos]
             for k, row in enumerate(folder.rows):
-                made[row] = in_phases(folder.features(k), folder.times(k), count)
+                whole = QueryFeatures(folder.features(k), folder.times(k))
+                made[row] = in_phases(*whole, count) if self.in_order else [whole]
             return made
 
     def _finer(self) -> tuple[int, FeaturesConfig]:
         """(how many windows of a query to one of the folder's, what they are made by)"""
-        options = self.config.features
+        options = dataclasses.replace(self.config.features, stages=())
         if not self.in_order:
             return 1, options
         stride = options.stride_frames

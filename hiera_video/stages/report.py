@@ -23,6 +23,7 @@ from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.evaluation.embedding import on_a_plane
 from hiera_video.evaluation.eyes import NAMES
 from hiera_video.evaluation.feature_folder import FeatureFolder
+from hiera_video.evaluation.frozen import labels_of
 from hiera_video.evaluation.scores import class_name
 from hiera_video.pictures import charts
 from hiera_video.pictures.page import card_table, page, section, table
@@ -304,24 +305,26 @@ def _map(config: Config, features: FeatureFolder, names: list[str]) -> str:
     except (OSError, SafetensorError):
         return ""
     how, places = on_a_plane(means)
-    labels = _labels_of(config, shown)
+    labels = _labels_of(config, features, names)
     points = []
     for k, (x, y) in enumerate(places.tolist()):
-        label = labels.get(shown.path(k), -1)
+        label = labels[rows[k]]
         group = class_name(names, label) if label >= 0 else "no label"
         points.append(charts.Spot(x, y, group, shown.path(k)))
     title = f"Means of {len(points)} videos, by {how}"
     return charts.scatter(title, points)
 
 
-def _labels_of(config: Config, features: FeatureFolder) -> dict[str, int]:
-    """By path, of the list that the features are of; none where it is gone."""
+def _labels_of(config: Config, features: FeatureFolder, names: list[str]) -> list[int]:
+    """Of each line of the manifest; -1 where the list is gone, or has others."""
     source = config.features.videos or config.data.test or config.data.val
     try:
         videos = read_videos(source, root=config.data.root or "", key="features.videos")
+        if videos.header and videos.classes:
+            videos = videos.numbered_by(names, key="features.videos")
+        return labels_of(features.lines, videos)
     except UserError:
-        return {}
-    return {videos.written(row): videos.label(row) for row in range(len(videos))}
+        return [-1] * len(features.lines)
 
 
 def _cards(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """The ways in which work ends early without being a defect, and how a command line reports them."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def run_command(main: Callable[[], None]) -> None:
 
     Status 0: done. 2: wrong input. 3: stopped at a limit. The last two print one line on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
     try:
         main()
         sys.stdout.flush()

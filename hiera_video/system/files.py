@@ -1,10 +1,11 @@
 """Files that are whole or not there, and paths that may be elsewhere (remote.py)."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hiera_video.system.members import file_of, member_of
@@ -57,9 +58,18 @@ def write_json(file: Path, content: dict, *, shared: bool = False) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes the file whole."""
+    """Writes the file whole, in UTF-8; a name that is not is written with its odd bytes escaped."""
     with written_whole(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(file: Path, rows: Iterable[Sequence], *, shared: bool = False) -> None:
+    """Writes the file whole; names of files are the bytes that they were."""
+    with (
+        written_whole(file, shared=shared) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as f,
+    ):
+        csv.writer(f).writerows(rows)
 
 
 def sha256_of(file: str | Path) -> str:
