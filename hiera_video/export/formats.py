@@ -99,7 +99,9 @@ def write_pt2(graph: Graph, example: Tensor, file: Path, metadata: dict[str, Any
     """example: two clips."""
     extra = {f"{METADATA_KEY}.json": json.dumps(metadata)}
     with quiet():
-        torch.export.save(_program(graph, example), file, extra_files=extra)
+        program = _program(graph, example)
+        program.example_inputs = None  # which would be written, too
+        torch.export.save(program, file, extra_files=extra)
 
 
 def open_pt2(file: Path) -> Run:
@@ -128,9 +130,7 @@ def open_aoti(file: Path) -> Run:
 
 
 def _program(graph: Graph, example: Tensor) -> Any:
-    program: Any = torch.export.export(graph, (example,), dynamic_shapes=({0: _batch()},))
-    program.example_inputs = None  # which would be written, too
-    return program
+    return torch.export.export(graph, (example,), dynamic_shapes=({0: _batch()},))
 
 
 def _batch() -> Any:
