@@ -61,7 +61,9 @@ class Graph(nn.Module):
 class SplitAttention(nn.Module):
     """The same function, whose queries, keys and values are three products.
 
-    Of one product for all three, which is what pays in torch, onnxruntime makes three copies.
+    Of one product for all three, which is what pays in torch, onnxruntime makes three copies. Two
+    biases fall away, as the weights of attention sum to 1: the keys' changes nothing, and the
+    values' is added behind it as well.
     """
 
     def __init__(self, attention: Attention):
@@ -69,10 +71,12 @@ class SplitAttention(nn.Module):
         self.heads = attention.heads
         self.pool = attention.pool
         self.local = attention.local
-        self.proj = attention.proj
+        of_queries, _, of_values = attention.qkv.bias.chunk(3)
         weights = attention.qkv.weight.chunk(3)
-        biases = attention.qkv.bias.chunk(3)
+        biases = (of_queries, None, None)
         self.parts = nn.ModuleList(map(_linear, weights, biases))
+        weight = attention.proj.weight
+        self.proj = _linear(weight, attention.proj.bias + weight @ of_values)
 
     def forward(self, x: Tensor) -> Tensor:
         """As Attention: [B, U, L, C] -> [B, U, L / pool, C_out]"""
@@ -85,8 +89,9 @@ class SplitAttention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, units, -1, self.proj.in_features))
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
