@@ -14,6 +14,9 @@ from hiera_video.system.errors import UserError
 
 PARALLELS = ("ddp", "fsdp")
 OPTIMIZERS = ("adamw", "sgd")
+SAMPLERS = ("shuffle", "balanced")
+MULTILABEL_LOSSES = ("bce", "focal", "asymmetric")
+CLASS_WEIGHTS = ("none", "inverse", "inverse_sqrt", "effective")
 DECODER_KEEP_BY = ("random", "running_cell")
 
 
@@ -25,6 +28,8 @@ class TrainConfig:
     epochs: float = 100
     # Videos of an optimizer step, over all ranks; with repeats, that many times the clips.
     batch_size: int = 256
+    # shuffle (every video once an epoch) or balanced (every class as often as the others).
+    sampler: str = "shuffle"
     # Clips from one decode of a video.
     repeats: int = 1
     # They are all of the same frames (as in PySlowFast), and differ in crop and augmentation alone.
@@ -57,6 +62,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_one_of("train.precision", self.precision, (*PRECISIONS, "auto"))
+        require_one_of("train.sampler", self.sampler, SAMPLERS)
         require_one_of("train.parallel", self.parallel, PARALLELS)
         require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
         require_positive("train", self, "log_every save_every keep")
@@ -101,8 +107,29 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ClassifyConfig:
-    """The loss of task=classify: cross-entropy with soft labels."""
+    """The loss of task=classify: cross-entropy with soft labels, or multilabel."""
 
+    # A video has any number of labels: a probability for each, and no softmax over all.
+    multilabel: bool = False
+    # Of multilabel: bce (binary cross-entropy), focal (Lin et al., 2017) or asymmetric (Ridnik et
+    # al., 2021).
+    multilabel_loss: str = "bce"
+    # Of focal: the power by which labels that are well predicted count less.
+    focal_gamma: float = 2.0
+    # Of asymmetric: the same for labels that are there, and for those that are not.
+    asymmetric_gammas: tuple[float, float] = (0.0, 4.0)
+    # Of asymmetric: probability up to which a label that is not there is right.
+    asymmetric_margin: float = 0.05
+    # Labels of two clips that are mixed, multilabel: mix (by their shares) or max (all of both).
+    mix_targets: str = "mix"
+    # Share of the training videos that choose each class's threshold, multilabel, and are not
+    # trained on; 0: a threshold of 0.5.
+    threshold_share: float = 0.1
+    # Weights of the classes in the loss: none, inverse (of their numbers of examples), inverse_sqrt
+    # or effective (number of examples; Cui et al., 2019).
+    class_weights: str = "none"
+    # Of effective: near 1 it is inverse, near 0 none.
+    effective_beta: float = 0.999
     # Share of a label that is spread over all classes.
     label_smoothing: float = 0.0
     # Alpha of mixup's Beta distribution; 0 is off.
@@ -120,6 +147,16 @@ class ClassifyConfig:
 
     def __post_init__(self) -> None:
         require_share("classify", self, "keep_units")
+        require_one_of("classify.multilabel_loss", self.multilabel_loss, MULTILABEL_LOSSES)
+        require_one_of("classify.mix_targets", self.mix_targets, ("mix", "max"))
+        require_one_of("classify.class_weights", self.class_weights, CLASS_WEIGHTS)
+        require_not_negative("classify", self, "focal_gamma asymmetric_margin threshold_share")
+        if min(self.asymmetric_gammas) < 0:
+            raise UserError(f"classify.asymmetric_gammas={list(self.asymmetric_gammas)}: both >= 0")
+        for name in ("threshold_share", "asymmetric_margin", "effective_beta"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise UserError(f"classify.{name}={value} must be at least 0 and less than 1")
         require_one_of("classify.keep_units_by", self.keep_units_by, KEEP_UNITS_BY)
 
 

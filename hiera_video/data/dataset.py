@@ -7,7 +7,7 @@ like depends on (seed, epoch, index) alone.
 A batch is a dict:
 
     clip     uint8 [B, V, C, T, S, S]; None if no video could be read
-    label    int64 [B], -1 for none
+    label    int64 [B], -1 for none; float32 [B, classes] of a list with label sets
     index    int64 [B], rows of the list that were asked for
     row      int64 [B], rows that were read: others where a video was replaced
     erase    int32 [B, V, 4], boxes to erase: top, left, height, width
@@ -98,7 +98,7 @@ class ClipDataset(Dataset):
                 continue
             except Unavailable as e:
                 return {"index": key.index, "bad": bad, "unavailable": str(e)}
-            names = {"index": key.index, "row": row, "label": self.videos.label(row)}
+            names = {"index": key.index, "row": row, "label": self.videos.target(row)}
             return views | names | {"bad": bad}
         return {"index": key.index, "bad": bad}
 
@@ -211,7 +211,7 @@ class ClipDataset(Dataset):
                 # What two chunks that follow share is decoded once.
                 frames = SmallFrames(self.transform, chunk, rng, video.parts, frames)
                 sample = self._views_of(frames, video.info, chunk, rng)
-                sample |= {"index": row, "row": row, "label": self.videos.label(row), "bad": []}
+                sample |= {"index": row, "row": row, "label": self.videos.target(row), "bad": []}
                 is_last = start + size >= len(clips)
                 place: dict[str, Any] = {
                     "first": start,
@@ -234,7 +234,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
             batch[name] = torch.stack([sample[name] for sample in good])
         batch["times"] = [sample["times"] for sample in good]
         for name in ("label", "index", "row"):
-            batch[name] = torch.tensor([sample[name] for sample in good])
+            batch[name] = torch.from_numpy(np.array([sample[name] for sample in good]))
     return batch
 
 

@@ -29,6 +29,7 @@ from hiera_video.data.tables import (
     label_texts,
     numbered,
     read_table,
+    split_labels,
     with_path,
 )
 from hiera_video.system.errors import UserError
@@ -76,6 +77,7 @@ class VideoList:
         segments = np.asarray(table.segments if table else [], dtype=np.float64).reshape(-1, 2)
         # Seconds, [rows, 2].
         self._segments = segments if np.isfinite(segments).any() else None
+        self._sets: _Sets | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,6 +90,54 @@ class VideoList:
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
+
+    @property
+    def has_label_sets(self) -> bool:
+        """A row has any number of labels (with_label_sets)."""
+        return self._sets is not None
+
+    def label_set(self, i: int) -> list[int]:
+        assert self._sets is not None  # asked of such lists alone
+        return self._sets[i].tolist()
+
+    def target(self, i: int) -> int | np.ndarray:
+        """The label, or, of a list with label sets, 1 for each of them: float32 [classes]."""
+        if self._sets is None:
+            return self.label(i)
+        found = np.zeros(self._sets.count, dtype=np.float32)
+        found[self._sets[i]] = 1
+        return found
+
+    def with_label_sets(self, names: Sequence[str], count: int, *, key: str) -> "VideoList":
+        """Its labels as sets, by their places in `names` where they are no integers.
+
+        count: classes. A list without any label stays as it is. Raises UserError for a label that
+        is no class.
+        """
+        texts = [split_labels(self.label_text(i)) for i in range(len(self))]
+        if not any(texts):
+            return self
+        every = {text for labels in texts for text in labels}
+        if all(_LABEL.match(text) for text in every) and not set(names) & every:
+            number = {text: int(text) for text in every}
+        else:
+            number = {name: k for k, name in enumerate(names)}
+        for i, labels in enumerate(texts):
+            for text in labels:
+                if not 0 <= number.get(text, -1) < count:
+                    raise UserError(
+                        f"{key}: row {i + 1} of {self.source} has the label {text!r}, which is "
+                        f"none of the {count} classes"
+                    )
+        listed = self.subset(list(range(len(self))))
+        listed._sets = _Sets([[number[text] for text in labels] for labels in texts], count)
+        return listed
+
+    def label_names(self) -> list[str]:
+        """All labels that its rows have, sorted; none where all are integers."""
+        texts = (split_labels(self.label_text(i)) for i in range(len(self)))
+        every = sorted({text for labels in texts for text in labels})
+        return [] if all(_LABEL.match(text) for text in every) else every
 
     @property
     def has_segments(self) -> bool:
@@ -107,7 +157,7 @@ class VideoList:
             segments = [self.segment(i) or whole for i in rows] if self.has_segments else []
             records = [self._records[i] for i in rows]
             table = Table(self.header, records, segments=segments)
-        return VideoList(
+        part = VideoList(
             [] if table else [self.written(i) for i in rows],
             labels,
             root=self.root,
@@ -115,6 +165,9 @@ class VideoList:
             classes=self.classes,
             table=table,
         )
+        if self._sets is not None:
+            part._sets = _Sets([self.label_set(i) for i in rows], self._sets.count)
+        return part
 
     def whole_videos(self) -> "VideoList":
         """Every video of it once, in the order of their first rows, whatever its segments."""
@@ -172,7 +225,8 @@ class VideoList:
         for i in range(len(self)):
             segment = self.segment(i)
             part = "" if segment is None else f" {segment[0]!r} {segment[1]!r}"
-            text = f"{self.written(i)} {self.label(i)}{part}\n"
+            label = self.label_set(i) if self.has_label_sets else self.label(i)
+            text = f"{self.written(i)} {label}{part}\n"
             digest.update(text.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -187,6 +241,19 @@ class VideoList:
     def head(self) -> str:
         """What comes before the rows in a list of this kind: a table's header, or nothing."""
         return "" if self.header is None else as_csv(self.header) + "\n"
+
+
+class _Sets:
+    """Numbers of every row in one flat array; count: how many there are to choose from."""
+
+    def __init__(self, sets: Sequence[Sequence[int]], count: int):
+        self.count = count
+        self._flat = np.array([k for numbers in sets for k in numbers], dtype=np.int32)
+        self._ends = np.cumsum([len(numbers) for numbers in sets], dtype=np.int64)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        start = self._ends[i - 1] if i else 0
+        return self._flat[start : self._ends[i]]
 
 
 class _Texts:

@@ -160,6 +160,11 @@ def numbered(texts: Sequence[str], *, names: bool = False) -> tuple[list[int], t
     return labels, tuple(single)
 
 
+def split_labels(text: str) -> list[str]:
+    """The labels of a row, as they are written."""
+    return [label.strip() for label in text.split(SEVERAL) if label.strip()]
+
+
 def as_csv(cells: list[str]) -> str:
     """One line of CSV, without its end."""
     out = io.StringIO(newline="")
