@@ -17,9 +17,12 @@ from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import SEGMENTS, ClipFormat
 from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import (
+    Balanced,
     ChunkStream,
+    Order,
     Parts,
     Prefetch,
+    Shuffled,
     StepBatches,
     TrainingOrder,
     make_chunk_loader,
@@ -45,6 +48,7 @@ from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.remote import RemoteFiles
+from hiera_video.training.losses import class_weights
 from hiera_video.training.tasks import Classify, MaskedAutoencode
 
 PYTORCHVIDEO = "pytorchvideo."
@@ -122,6 +126,7 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
         "classes": names,
         "mean": data.mean,
         "std": data.std,
+        **({"multilabel": True} if is_multilabel(config) else {}),
         "clips": {
             "num_frames": data.num_frames,
             "sampling_rate": data.sampling_rate,
@@ -135,8 +140,10 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
     }
 
 
-def build_training(config: Config, num_classes: int | None) -> Training:
-    """Raises UserError."""
+def build_training(
+    config: Config, num_classes: int | None, videos: VideoList | None = None
+) -> Training:
+    """videos: what is trained on, whose classes are counted. Raises UserError."""
     check_dial(config)
     spec = model_spec(config, num_classes)
     model = build_model(spec, seed=config.seed)
@@ -161,7 +168,17 @@ def build_training(config: Config, num_classes: int | None) -> Training:
             raise UserError(f"mae.{e}") from e
     else:
         assert num_classes is not None  # task=classify has classes
-        task = Classify(model, config.classify, num_classes=num_classes, mean=mean, std=std)
+        weights = None
+        if videos is not None and config.classify.class_weights != "none":
+            weights = class_weights(videos.examples(num_classes), config.classify)
+        task = Classify(
+            model,
+            config.classify,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            class_weights=weights,
+        )
     return Training(spec, model, task)
 
 
@@ -177,6 +194,10 @@ def load_for_use(
         return load_weights(model, weights, strict=not is_mae)
     except ValueError as e:
         raise UserError(f"{key}: {e}") from e
+
+
+def is_multilabel(config: Config) -> bool:
+    return config.task == "classify" and config.classify.multilabel
 
 
 # -- clips
@@ -258,10 +279,9 @@ def train_batches(
     if batch_size % world.size:
         raise UserError(f"train.batch_size={batch_size} does not divide by the {world.size} ranks")
     order = TrainingOrder(
-        len(videos),
+        train_order(config, videos),
         batch_size=batch_size,
         steps=steps,
-        seed=config.seed,
         first_step=first_step,
         rank=world.rank,
         world=world.size,
@@ -272,6 +292,16 @@ def train_batches(
         training_set(config, videos), parts, ahead=prefetch.ahead, **_loading(config, world)
     )
     return StepBatches(loader, parts, world.device)
+
+
+def train_order(config: Config, videos: VideoList) -> Order:
+    """Raises UserError."""
+    if config.train.sampler == "shuffle":
+        return Shuffled(len(videos), seed=config.seed)
+    rows = videos.rows_by_class()
+    if config.task == "pretrain" or not rows:
+        raise UserError("train.sampler=balanced: the training videos have no labels")
+    return Balanced(rows, seed=config.seed)
 
 
 def training_prefetch(config: Config, ranks: int) -> Prefetch:

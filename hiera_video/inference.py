@@ -32,6 +32,7 @@ from hiera_video.evaluation.loop import (
     predict_features,
     predict_logits,
 )
+from hiera_video.evaluation.multilabel import thresholds_of
 from hiera_video.evaluation.scores import class_name
 from hiera_video.models.arguments import MAEArgs, TrunkArgs
 from hiera_video.models.hiera import Trunk
@@ -55,6 +56,8 @@ class Prediction:
     label: str  # name of the class, or its number where it has none
     score: float  # probability
     index: int  # number of the class
+    # Of several labels a video: whether it reaches its threshold.
+    is_chosen: bool | None = None
 
 
 class VideoFeatures(NamedTuple):
@@ -72,7 +75,8 @@ class VideoModel:
 
     module: any model of models/zoo.py. classes: one name a class, or none. format: default the
     published one. encoder: what gives the features, where that is not the module. dial: the mask
-    units of a Hiera that are computed.
+    units of a Hiera that are computed. thresholds: [classes], of a model of several labels a video:
+    then each class has a probability of its own.
 
     A video that cannot be read raises VideoError; wrong arguments raise ValueError.
     """
@@ -88,6 +92,7 @@ class VideoModel:
         device: str = "auto",
         precision: str = "float32",
         dial: TokenDial = ALL_UNITS,
+        thresholds: Tensor | None = None,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
@@ -100,6 +105,7 @@ class VideoModel:
             place, self.format.mean, self.format.std, precision, views_per_forward=1
         )
         self._dial = dial
+        self.thresholds = thresholds
         self._source = source or VideoSource(timeout_s=60.0)
         self.encoder = self.module if encoder is None else encoder.to(place).eval()
 
@@ -119,10 +125,13 @@ class VideoModel:
             raise ValueError(f"top={top} must be > 0")
         scores = self.scores(video, clips=clips, crops=crops)
         best = scores.argsort(descending=True, stable=True)[:top].tolist()
-        return [Prediction(self.name_of(c), float(scores[c]), c) for c in best]
+        chosen = {}
+        if self.thresholds is not None:
+            chosen = {c: bool(scores[c] >= self.thresholds[c]) for c in best}
+        return [Prediction(self.name_of(c), float(scores[c]), c, chosen.get(c)) for c in best]
 
     def scores(self, video: str | Path, *, clips: int = 5, crops: int = 3) -> Tensor:
-        """Softmax scores, averaged over the views: float32 [classes]."""
+        """Probabilities (softmax, or sigmoid), averaged over the views: float32 [classes]."""
         if clips < 1 or crops not in (1, 3):
             raise ValueError(f"clips={clips} must be > 0, and crops={crops} 1 or 3")
         self._check_classifier()
@@ -202,7 +211,8 @@ class VideoModel:
     def _scores_of(self, clips: Tensor, seeds: Tensor) -> Tensor:
         """clips: uint8 [N, 3, T, S, S], a seed of each -> float32 [N, classes]"""
         predict = predict_logits(self.module, self._dial)
-        return self._run(predict, clips, seeds)["logits"].softmax(-1)
+        logits = self._run(predict, clips, seeds)["logits"]
+        return logits.softmax(-1) if self.thresholds is None else logits.sigmoid()
 
     def _over_windows(
         self, video: str | Path, hop_s: float | None, work: Callable[[Tensor, Tensor], Tensor]
@@ -290,6 +300,7 @@ def load(
         device=device,
         precision=precision,
         dial=TokenDial(keep_units, keep_units_by),
+        thresholds=_thresholds(metadata, count),
     )
 
 
@@ -317,7 +328,14 @@ def _load_onnx(
         format=ClipFormat.from_metadata(module.metadata),
         source=VideoSource(timeout_s=timeout_s),
         device=device,
+        thresholds=_thresholds(module.metadata, module.num_classes),
     )
+
+
+def _thresholds(metadata: dict[str, Any], count: int | None) -> Tensor | None:
+    if not metadata.get("multilabel") or count is None:
+        return None
+    return thresholds_of(metadata, count)
 
 
 def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:

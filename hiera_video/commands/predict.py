@@ -7,7 +7,8 @@
 Model, class names and clip format come from what the weight file says of itself; published .pth
 files say nothing, so name the model and a file with one class a line. Softmax scores are averaged
 over --clips clips x --crops crops (5 x 3 is the published protocol). Folders are searched for
-videos. A video that cannot be read is named on stderr; then the exit status is 2.
+videos. A video that cannot be read is named on stderr; then the exit status is 2. Of a model of
+several labels a video, those that reach their threshold are marked with *.
 
 What happens when, in videos of any length: --timeline DIR writes the top-5 of every window as
 <video>.timeline.csv and a picture of it, <video>.timeline.png (`hiera-video export-labels DIR`
@@ -97,7 +98,8 @@ def show(model: VideoModel, path: str, name: str, args: argparse.Namespace) -> N
     best = model.predict(path, top=5, clips=args.clips, crops=args.crops)
     print(path)
     for prediction in best:
-        print(f"  {prediction.score:7.2%}  {prediction.label}", flush=True)
+        mark = " *" if prediction.is_chosen else ""
+        print(f"  {prediction.score:7.2%}  {prediction.label}{mark}", flush=True)
     if args.timeline or args.draw:
         for file in write_timeline(model, path, name, best, args):
             print(f"  {file}", flush=True)

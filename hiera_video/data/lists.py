@@ -133,6 +133,21 @@ class VideoList:
         listed._sets = _Sets([[number[text] for text in labels] for labels in texts], count)
         return listed
 
+    def rows_by_class(self) -> list[np.ndarray]:
+        """The rows of every class that has any."""
+        if self._sets is not None:
+            owners = self._sets.owners()
+            classes = self._sets.flat
+        else:
+            owners = np.flatnonzero(self.labels >= 0)
+            classes = self.labels[owners]
+        return [owners[classes == c] for c in np.unique(classes)]
+
+    def examples(self, count: int) -> np.ndarray:
+        """int64 [count], of every class."""
+        labels = self._sets.flat if self._sets is not None else self.labels[self.labels >= 0]
+        return np.bincount(labels, minlength=count)
+
     def label_names(self) -> list[str]:
         """All labels that its rows have, sorted; none where all are integers."""
         texts = (split_labels(self.label_text(i)) for i in range(len(self)))
@@ -248,12 +263,16 @@ class _Sets:
 
     def __init__(self, sets: Sequence[Sequence[int]], count: int):
         self.count = count
-        self._flat = np.array([k for numbers in sets for k in numbers], dtype=np.int32)
+        self.flat = np.array([k for numbers in sets for k in numbers], dtype=np.int64)
         self._ends = np.cumsum([len(numbers) for numbers in sets], dtype=np.int64)
 
     def __getitem__(self, i: int) -> np.ndarray:
         start = self._ends[i - 1] if i else 0
-        return self._flat[start : self._ends[i]]
+        return self.flat[start : self._ends[i]]
+
+    def owners(self) -> np.ndarray:
+        """The row of every number in `flat`."""
+        return np.repeat(np.arange(len(self._ends)), np.diff(self._ends, prepend=0))
 
 
 class _Texts:

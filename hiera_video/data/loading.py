@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -57,33 +57,87 @@ class Prefetch:
         return self.num_workers * self.ahead * self.part * self.sample_bytes
 
 
+class Order(Protocol):
+    """An endless order of samples, each of which depends on its place alone."""
+
+    def key(self, position: int) -> Key:
+        """No key stands in it twice."""
+
+
+class Shuffled:
+    """Passes over the shuffled list, laid end to end: no video is dropped at the end of a pass."""
+
+    def __init__(self, num_videos: int, *, seed: int):
+        self.num_videos = num_videos
+        self.seed = seed
+        self._shuffled: dict[int, np.ndarray] = {}
+
+    def key(self, position: int) -> Key:
+        epoch, offset = divmod(position, self.num_videos)
+        if epoch not in self._shuffled:
+            self._shuffled = {e: order for e, order in self._shuffled.items() if e == epoch - 1}
+            rng = np.random.default_rng([self.seed, epoch])
+            self._shuffled[epoch] = rng.permutation(self.num_videos)
+        return Key(epoch, int(self._shuffled[epoch][offset]))
+
+
+class Balanced:
+    """Every class as often as the others, its videos in turn (class-aware sampling, Shen et al.,
+    2016).
+
+    Rounds of all classes in random orders are laid end to end. The epoch of a key counts how often
+    its class has gone through its videos, so that a video that comes again looks another way; of
+    a video that has several labels, each of its classes counts for itself.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], *, seed: int):
+        """rows: of every class that has any"""
+        self._rows = rows
+        self._seed = seed
+        self._order_of: dict[tuple[int, ...], np.ndarray] = {}
+
+    def key(self, position: int) -> Key:
+        classes = len(self._rows)
+        turn, place = divmod(position, classes)
+        c = int(self._permuted(classes, turn)[place])
+        rows = self._rows[c]
+        passed, offset = divmod(turn, len(rows))
+        row = rows[self._permuted(len(rows), passed, c)[offset]]
+        return Key(passed * classes + c, int(row))
+
+    def _permuted(self, count: int, *names: int) -> np.ndarray:
+        if names not in self._order_of:
+            if len(self._order_of) > 4 * len(self._rows) + 16:
+                self._order_of = {}
+            # A round has one name, a pass of a class two.
+            rng = np.random.default_rng([self._seed, len(names), *names])
+            self._order_of[names] = rng.permutation(count)
+        return self._order_of[names]
+
+
 class TrainingOrder:
     """The keys of every optimizer step; a batch sampler that starts at `first_step`.
 
-    Passes over shuffled lists are laid end to end and cut into global batches, so that no video is
-    dropped at the end of a pass. A step's keys depend on (seed, step) alone. Each rank takes its
-    share of every batch.
+    An endless order is cut into global batches: a step's keys depend on (seed, step) alone. Each
+    rank takes its share of every batch.
     """
 
     def __init__(
         self,
-        num_videos: int,
+        order: Order,
         *,
         batch_size: int,
         steps: int,
-        seed: int,
         first_step: int = 0,
         rank: int = 0,
         world: int = 1,
     ):
-        self.num_videos = num_videos
+        self.order = order
         self.batch_size = batch_size
         self.steps = steps
-        self.seed = seed
         self.first_step = first_step
         self.rank = rank
         self.world = world
-        self._shuffled: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.steps - self.first_step
@@ -92,16 +146,7 @@ class TrainingOrder:
         share = self.batch_size // self.world
         for step in range(self.first_step, self.steps):
             first = step * self.batch_size + self.rank * share
-            yield [self.key(position) for position in range(first, first + share)]
-
-    def key(self, position: int) -> Key:
-        """The sample at `position` of all passes laid end to end."""
-        epoch, offset = divmod(position, self.num_videos)
-        if epoch not in self._shuffled:
-            self._shuffled = {e: order for e, order in self._shuffled.items() if e == epoch - 1}
-            rng = np.random.default_rng([self.seed, epoch])
-            self._shuffled[epoch] = rng.permutation(self.num_videos)
-        return Key(epoch, int(self._shuffled[epoch][offset]))
+            yield [self.order.key(position) for position in range(first, first + share)]
 
 
 def test_batches(

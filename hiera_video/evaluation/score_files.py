@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiera_video.data.lists import VideoList
+from hiera_video.data.tables import SEVERAL
+from hiera_video.evaluation import multilabel
 from hiera_video.evaluation.scores import TOP, VideoScore, ViewScores, hits, ranked
 from hiera_video.system.files import write_json, written_whole
 from hiera_video.system.tensors import save_file
@@ -33,10 +35,14 @@ def write_test(
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(scores.rows)
     of_videos = scores.of(rows) if rows else torch.zeros(0, 0)
-    write_predictions(folder / "predictions.csv", videos, rows, of_videos)
+    thresholds = scores.thresholds
+    write_predictions(folder / "predictions.csv", videos, rows, of_videos, thresholds=thresholds)
     write_scores(folder / "scores.safetensors", of_videos, rows)
-    labelled, labels = scores.labelled(videos)
-    if labelled:
+    labelled, labels = scores.labelled(videos) if thresholds is None else scores.truth(videos)
+    if labelled and thresholds is not None:
+        of_classes = multilabel.of_classes(of_videos, labels, thresholds)
+        write_label_classes(folder / "classes.csv", of_classes, names)
+    elif labelled:
         top = ranked(scores.of(labelled))
         write_classes(folder / "classes.csv", top, labels, names)
         write_confusion(folder / "confusion.csv", top[:, 0], labels)
@@ -51,10 +57,18 @@ def write_scores(file: Path, scores: Tensor, rows: list[int]) -> None:
     save_file({"scores": scores, "index": torch.tensor(rows)}, file)
 
 
-def write_predictions(file: Path, videos: VideoList, rows: Iterable[int], scores: Tensor) -> None:
+def write_predictions(
+    file: Path,
+    videos: VideoList,
+    rows: Iterable[int],
+    scores: Tensor,
+    *,
+    thresholds: Tensor | None = None,
+) -> None:
     """`path,label,prediction,top1_class,..,top1_score,..`; scores [rows, classes]
 
-    Of a list with segments, `start_s,end_s` too.
+    Of a list with segments, `start_s,end_s` too. thresholds: of several labels a video, which are
+    joined by `;` as in tables, those that are predicted, too.
     """
     with open(file, "w", newline="", errors="surrogateescape") as f:
         writer = csv.writer(f)
@@ -66,11 +80,30 @@ def write_predictions(file: Path, videos: VideoList, rows: Iterable[int], scores
         for row, score, classes in zip(rows, scores, ranked(scores).tolist()):
             blank = [""] * (TOP - len(classes))  # a model of fewer classes
             top = [f"{score[c]:.6f}" for c in classes]
-            line = [videos.written(row), videos.label(row), classes[0]]
+            label: object = videos.label(row)
+            prediction: object = classes[0]
+            if thresholds is not None:
+                label = joined(videos.label_set(row)) if videos.has_label_sets else ""
+                prediction = joined((score >= thresholds).nonzero().flatten().tolist())
+            line = [videos.written(row), label, prediction]
             line += [*classes, *blank, *top, *blank]
             if videos.has_segments:
                 line += videos.segment(row) or ("", "")
             writer.writerow(line)
+
+
+def joined(classes: Iterable[int]) -> str:
+    return SEVERAL.join(map(str, classes))
+
+
+def write_label_classes(file: Path, of_classes: list[dict[str, Any]], names: list[str]) -> None:
+    """Average precision and F1 of every class of several labels a video."""
+    with open(file, "w", newline="") as f:
+        columns = ["class", "name", "videos", "ap", "f1", "precision", "recall", "threshold"]
+        writer = csv.DictWriter(f, columns, restval="")
+        writer.writeheader()
+        for row in of_classes:
+            writer.writerow({**row, "name": names[row["class"]] if names else ""})
 
 
 def write_classes(file: Path, best: Tensor, labels: Tensor, names: list[str]) -> None:

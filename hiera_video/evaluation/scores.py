@@ -1,7 +1,8 @@
 """Scores of videos: what multi-view testing keeps of each, and what it amounts to.
 
-Softmax of every view, averaged over the views of a video (paper App. A; PySlowFast). Of single
-views and of fewer views only the five best classes are kept.
+Softmax of every view, averaged over the views of a video (paper App. A; PySlowFast); of several
+labels a video (multilabel.py) the sigmoid. Of single views and of fewer views only the five best
+classes are kept, and of several labels nothing.
 
 Legend: V views of a video, S choices of fewer views, D shares of the mask units.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from hiera_video.data.dataset import Batch
 from hiera_video.data.lists import VideoList
+from hiera_video.evaluation import multilabel
 from hiera_video.system.distributed import World
 
 TOP = 5  # classes that are kept
@@ -38,6 +40,15 @@ def hits(top: Tensor, labels: Tensor) -> dict[str, float]:
         "top1": 100 * right[:, 0].double().mean().item(),
         "top5": 100 * right.any(1).double().mean().item(),
     }
+
+
+def macro_f1(best: Tensor, labels: Tensor) -> float:
+    """Percent: the mean of F1 over the classes that have videos. best, labels: [N]"""
+    found = []
+    for c in labels.unique():
+        right = ((best == c) & (labels == c)).sum()
+        found.append(2 * right / ((best == c).sum() + (labels == c).sum()))
+    return 100 * torch.stack(found).double().mean().item()
 
 
 def at_share(share: float) -> str:
@@ -84,6 +95,7 @@ class ViewScores:
     """A consumer of evaluate(): the rows that were scored, by row of the list.
 
     clips: of every video; None where videos differ in it, and then nothing is kept of single views.
+    thresholds: [classes], where a video has several labels.
     dial: shares of the mask units that are scored, the first one as the test's own.
     keep: called with the rows scored since it was called last, every `keep_every_s` seconds and by
     `flush`. Rows that cannot be read are not kept: a test that goes on tries them again.
@@ -95,13 +107,15 @@ class ViewScores:
         crops: int,
         *,
         dial: Sequence[DialPoint] = (),
+        thresholds: Tensor | None = None,
         keep: Callable[[dict[int, VideoScore]], None] | None = None,
         keep_every_s: float = 30.0,
     ):
         self.dial = dial
         self.clips = clips
         self.crops = crops
-        self.fewer = fewer_views(clips, crops) if clips else []
+        self.thresholds = thresholds
+        self.fewer = fewer_views(clips, crops) if clips and thresholds is None else []
         self.rows: dict[int, VideoScore] = {}
         self.bad: dict[int, str] = {}
         self._keep = keep
@@ -111,7 +125,7 @@ class ViewScores:
 
     def update(self, batch: Batch, out: dict[str, Tensor]) -> None:
         for k, (row, logits) in enumerate(zip(batch["index"].tolist(), out["logits"])):
-            views = logits.softmax(-1)  # [V, classes]
+            views = self._probabilities(logits)  # [V, classes]
             score = {"scores": views.mean(0), "views": torch.tensor(len(views))}
             if self.fewer:
                 means = torch.stack([views[fewer.views].mean(0) for fewer in self.fewer])
@@ -126,6 +140,9 @@ class ViewScores:
         if time.monotonic() - self._kept_at > self._keep_every_s:
             self.flush()
 
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.thresholds is None else logits.sigmoid()
+
     def missing(self, row: int, reason: str) -> None:
         self.bad[row] = reason
 
@@ -138,7 +155,7 @@ class ViewScores:
 
     def merged(self, world: World, before: dict[int, VideoScore]) -> "ViewScores":
         """All ranks' rows and those of `before`, on rank 0, in list order; empty elsewhere."""
-        merged = ViewScores(self.clips, self.crops, dial=self.dial)
+        merged = ViewScores(self.clips, self.crops, dial=self.dial, thresholds=self.thresholds)
         parts = world.gather((self.rows, self.bad))
         if parts:
             rows = dict(before)
@@ -159,8 +176,23 @@ class ViewScores:
         rows = [row for row in self.rows if videos.label(row) >= 0]
         return rows, torch.tensor([videos.label(row) for row in rows], dtype=torch.long)
 
+    def truth(self, videos: VideoList) -> tuple[list[int], Tensor]:
+        """As `labelled`, of lists with label sets: [rows, classes], 1 for each label."""
+        rows = list(self.rows) if videos.has_label_sets else []
+        targets = [torch.as_tensor(videos.target(row)) for row in rows]
+        return rows, torch.stack(targets) if rows else torch.zeros(0, 0)
+
     def accuracy(self, videos: VideoList) -> Mapping[str, float | None]:
-        """top1 and top5 over the labelled videos, in percent; None if there are none."""
+        """top1 and top5 over the labelled videos, in percent; None if there are none.
+
+        Of several labels a video: map, f1_micro and f1_macro beside them.
+        """
+        if self.thresholds is not None:
+            rows, truth = self.truth(videos)
+            none = {"top1": None, "top5": None}
+            if not rows:
+                return none | {"map": None, "f1_micro": None, "f1_macro": None}
+            return none | multilabel.figures(self.of(rows), truth, self.thresholds)
         rows, labels = self.labelled(videos)
         if not rows:
             return {"top1": None, "top5": None}
@@ -180,6 +212,8 @@ class ViewScores:
 
     def _details(self, videos: VideoList) -> dict[str, Any]:
         """Mean class accuracy, accuracy of single views, and what fewer views would have given."""
+        if self.thresholds is not None:
+            return {}
         rows, labels = self.labelled(videos)
         if not rows:
             return {}
@@ -187,6 +221,7 @@ class ViewScores:
         of_class = [(best[labels == c] == c).double().mean() for c in labels.unique()]
         found = {
             "mean_class": 100 * torch.stack(of_class).mean().item(),
+            "macro_f1": macro_f1(best, labels),
             **self._dialled(rows, labels),
         }
         if not self.fewer:

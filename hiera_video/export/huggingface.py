@@ -85,6 +85,11 @@ def write_folder(
         "label2id": {name: k for k, name in enumerate(classes)},
         "dtype": "float32",
     }
+    if model.thresholds is not None:
+        config |= {
+            "problem_type": "multi_label_classification",
+            "thresholds": model.thresholds.tolist(),
+        }
     processor = {
         "video_processor_type": "HieraVideoProcessor",
         "auto_map": {"AutoVideoProcessor": PROCESSOR},

@@ -54,6 +54,8 @@ def read_inputs(config: Config) -> dict[str, Input]:
             classes = build_classes(config, videos)
         inputs[key] = Input(videos, classes)
     for key, given in inputs.items():
+        if given.videos.has_label_sets:
+            continue  # checked when they were made
         # A list to test may leave all labels out; then there is no accuracy, but scores.
         labelled = key != "data.test" or (given.videos.labels >= 0).any()
         if labelled and given.classes.count is not None:
@@ -85,6 +87,8 @@ def _numbered(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoLis
     Those of data.classes or else of the training list, which is read for it; pretraining has no
     classes, and all names of its lists count. Raises UserError.
     """
+    if config.task == "classify" and config.classify.multilabel:
+        return _with_label_sets(config, lists)
     tables = {}
     for key, videos in lists.items():
         if videos.header is not None and key != "features.videos":  # nobody asks for its labels
@@ -104,6 +108,33 @@ def _numbered(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoLis
         names = list(read_videos(data.train, root=root).by_name().classes)
     renumbered = {key: videos.numbered_by(names, key=key) for key, videos in tables.items()}
     return lists | renumbered
+
+
+def _with_label_sets(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoList]:
+    """Labels as sets, of the classes of data.classes or else of the training list.
+
+    Raises UserError.
+    """
+    data = config.data
+    root = data.root or ""
+    if data.classes is not None:
+        names = read_class_names(data.classes, root=root, key="data.classes")
+    else:
+        train = lists.get("data.train") or read_videos(data.train, root=root)
+        names = train.label_names()
+    count = config.model.num_classes or len(names)
+    if not count:
+        raise UserError(
+            "model.num_classes: set it, or data.classes to a file with one class name a line"
+        )
+    sets = {}
+    for key, videos in lists.items():
+        if key == "features.videos":
+            sets[key] = videos
+            continue
+        sets[key] = videos.with_label_sets(names, count, key=key)
+        sets[key].classes = tuple(names)
+    return sets
 
 
 def read_list(config: Config, key: str) -> VideoList:

@@ -26,7 +26,7 @@ def protocol_card(config: Config, videos: VideoList, weights: Path) -> Card:
         "views": {
             "clips": "the sampler's" if test.clip_sampler else test.clips,
             "crops": test.crops,
-            "average": "softmax",
+            "average": "sigmoid" if config.classify.multilabel else "softmax",
         },
         "clip": describe_clips(config),
         "frame_rate": "sampled by time; a variable rate is laid on an even grid",
@@ -91,6 +91,11 @@ def card_lines(card: Card) -> list[str]:
 
 def accuracy_text(accuracy: Mapping[str, Any]) -> str:
     """accuracy: of ViewScores."""
+    if accuracy.get("map") is not None:
+        return (
+            f"mAP {accuracy['map']:.2f}, F1 micro {accuracy['f1_micro']:.2f}, "
+            f"macro {accuracy['f1_macro']:.2f}"
+        )
     if accuracy["top1"] is None:
         return "no accuracy (no scored video has a label)"
     return f"top-1 {accuracy['top1']:.2f}, top-5 {accuracy['top5']:.2f}"

@@ -35,11 +35,16 @@ from hiera_video.system.log import read_metrics
 
 SHOWN = 6  # best and worst videos
 MAPPED = 2000  # videos of a map, at most
+FEW = 10  # videos of a class in the test
 PAIRS = 10  # classes that are taken for each other
 HEADLINES = (  # key of metrics.json, title
     ("top1", "top-1"),
     ("top5", "top-5"),
-    ("mean_class", "mean over classes"),
+    ("map", "mAP"),
+    ("f1_micro", "F1, micro"),
+    ("f1_macro", "F1, macro"),
+    ("mean_class", "balanced accuracy"),
+    ("macro_f1", "F1, macro"),
     ("view_top1", "single views, top-1"),
 )
 Rows = list[dict[str, str]]  # of a CSV file with a header
@@ -55,7 +60,7 @@ class Curve(NamedTuple):
 
 CURVES = (
     Curve("Training loss", "train", ("loss",)),
-    Curve("Validation, one view, percent", "val", ("top1", "top5")),
+    Curve("Validation, one view, percent", "val", ("top1", "top5", "map", "f1_macro")),
     Curve(
         "Loss on held-out clips, and of predictors without a model",
         "probe",
@@ -99,7 +104,9 @@ def write_report(config: Config, folder: Path) -> Path:
             _classes(test, names),
             _confusion(test, names),
         ]
-        parts += [_best_and_worst(config, _scored(test), names, videos), _missing(metrics)]
+        if metrics["top1"] is not None:
+            parts.append(_best_and_worst(config, _scored(test), names, videos))
+        parts.append(_missing(metrics))
     parts += [_reconstructions(folder), _features(config, folder, names), _cards(folder)]
     file = folder / "report.html"
     with written_whole(file) as temporary:
@@ -174,15 +181,29 @@ def _dial(metrics: dict[str, Any]) -> str:
 
 
 def _classes(test: Path, names: list[str]) -> str:
-    file = test / "classes.csv"
+    """Of several labels a video, their average precision in the place of top-1."""
+    found = _read_rows(test / "classes.csv")
+    figure = "ap" if found and "ap" in found[0] else "top1"
+    told = [row for row in found if row[figure]]
     rows = []
-    for row in sorted(_read_rows(file), key=lambda row: float(row["top1"])):
+    for row in sorted(told, key=lambda row: float(row[figure])):
         remark = f"{row['videos']} videos"
-        if row["taken_for"]:
+        if figure == "ap":
+            remark += f", F1 {row['f1']} at {float(row['threshold']):.2f}"
+        elif row["taken_for"]:
             other = class_name(names, int(row["taken_for"]))
             remark += f", {row['times']} taken for {other}"
-        rows.append((class_name(names, int(row["class"])), float(row["top1"]), remark))
-    return section("Classes, worst first, top-1", _bars(rows))
+        rows.append((class_name(names, int(row["class"])), float(row[figure]), remark))
+    few = [class_name(names, int(row["class"])) for row in found if int(row["videos"]) < FEW]
+    note = ""
+    if few:
+        shown = ", ".join(few[:PAIRS]) + (f" and {len(few) - PAIRS} more" if few[PAIRS:] else "")
+        note = (
+            f'<p class="remark">Fewer than {FEW} videos, too few to say anything: '
+            f"{escape(shown)}</p>"
+        )
+    title = {"ap": "average precision", "top1": "top-1"}[figure]
+    return section(f"Classes, worst first, {title}", _bars(rows) + note)
 
 
 def _bars(rows: list[tuple[str, float, str]]) -> str:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hiera_video import build
 from hiera_video.config import Config
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import ClipSampler
 from hiera_video.evaluation.loop import evaluate, predict_logits
+from hiera_video.evaluation.multilabel import DEFAULT, thresholds_of
 from hiera_video.evaluation.score_files import read_parts, write_part, write_test
 from hiera_video.evaluation.scores import DialPoint, ViewScores
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.token_dial import TokenDial
+from hiera_video.models.weights import read_weights
 from hiera_video.stages.inputs import Input, weights_to_use
 from hiera_video.stages.protocol import Card, accuracy_text, card_lines, protocol_card
 from hiera_video.system.distributed import World
@@ -64,6 +66,11 @@ class TestStage:
         card = world.on_main(lambda: protocol_card(config, self.videos, weights))
         if world.on_main(lambda: self._is_done(card, log)):
             return
+        thresholds = None
+        if config.classify.multilabel:
+            metadata = world.on_main(lambda: read_weights(weights)[1])
+            assert self.classes.count is not None  # task=classify has classes
+            thresholds = thresholds_of(metadata, self.classes.count)
         spec = build.model_spec(config, self.classes.count)
         model = build.build_model(spec, seed=config.seed)
         log.say(str(build.load_for_use(model, weights, key="test")))
@@ -80,6 +87,7 @@ class TestStage:
             what="test",
             parts=Parts(self.folder / "parts", card),
             too=config.test.keep_units_too,
+            thresholds=thresholds,
         )
         coverage = world.on_main(lambda: self._write(scores, card, log))
         if not self._suffices(coverage):
@@ -168,11 +176,15 @@ def score_videos(
     what: str,
     parts: Parts | None = None,
     too: Sequence[float] = (),
+    thresholds: Tensor | None = None,
 ) -> ViewScores:
     """Scores of all ranks, on rank 0.
 
-    what: for the log. too: other shares of the mask units that are scored.
+    what: for the log. too: other shares of the mask units that are scored. thresholds: [classes],
+    of several labels a video; default 0.5 each.
     """
+    if thresholds is None and build.is_multilabel(config):
+        thresholds = torch.full((config.model.num_classes or len(videos.classes),), DEFAULT)
     before = read_parts(parts.folder, card=parts.card) if parts and world.is_main else {}
     done = world.share(set(before))
     if done:
@@ -181,6 +193,7 @@ def score_videos(
         views.clips,
         views.crops,
         dial=dial_points(config, model, too) if too else (),
+        thresholds=thresholds,
         keep=partial(write_part, parts.folder) if parts else None,
         keep_every_s=config.test.save_every_s,
     )

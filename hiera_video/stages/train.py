@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from torch import nn
 
 from hiera_video import build
 from hiera_video.config import Config
 from hiera_video.data.lists import VideoList
-from hiera_video.models.weights import LoadReport, load_weights
+from hiera_video.evaluation.multilabel import best_thresholds
+from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper, some_of
+from hiera_video.stages.test import Views, score_videos
 from hiera_video.stages.watch import Probe, ProbeLists, Validation
 from hiera_video.system.devices import precision_on
 from hiera_video.system.distributed import World
@@ -21,6 +24,7 @@ from hiera_video.system.log import RunLog
 from hiera_video.system.memory import shared_free_gib
 from hiera_video.training.checkpoint import (
     TrainState,
+    add_to_metadata,
     checkpoint_step,
     newest,
     newest_whole,
@@ -41,12 +45,18 @@ class TrainStage:
         self.config = config
         self.world = world
         self.videos = inputs[self.key].videos
+        self.held_out: VideoList | None = None
+        if build.is_multilabel(config) and config.classify.threshold_share:
+            self.videos, self.held_out = held_out(
+                self.videos, config.classify.threshold_share, config.seed
+            )
         self.val_videos = inputs["data.val"].videos if "data.val" in inputs else None
         self.probe_videos = inputs["mae.probe"].videos if "mae.probe" in inputs else self.videos
         self.class_names = inputs[self.key].classes.names
         self.plan = Plan.make(config.train, config.optim, len(self.videos))
         self.checkpoints = Path(config.output) / "checkpoints"
-        training = build.build_training(config, inputs[self.key].classes.count)
+        training = build.build_training(config, inputs[self.key].classes.count, self.videos)
+        build.train_order(config, self.videos)  # for its error
         self.spec = training.spec
         self.model = training.model
         self.task = training.task
@@ -66,6 +76,7 @@ class TrainStage:
         world.on_main(lambda: self._point_to(checkpoint, log))
         if first_step >= self.plan.steps and not cut_off:
             log.say(f"train: done already, {self.plan.steps} steps")
+            self._choose_thresholds(log)
             return
         run = self._assemble(checkpoint, log)
         log.cut_metrics(first_step)
@@ -98,6 +109,47 @@ class TrainStage:
             ),
             first_step=first_step,
         )
+        self._choose_thresholds(log)
+
+    def _choose_thresholds(self, log: RunLog) -> None:
+        """Of several labels a video: those at which F1 is best on the videos that were held out.
+
+        They are added to what the last weights say of themselves, once.
+        """
+        if self.held_out is None:
+            return
+        checkpoint = self.checkpoints / "latest"
+        _, metadata = self.world.on_main(lambda: read_weights(checkpoint))
+        if "thresholds" in metadata:
+            return
+        model = build.build_model(self.spec, seed=self.config.seed)
+        build.load_for_use(model, checkpoint, key="thresholds")
+        scores = score_videos(
+            self.config,
+            model.to(self.world.device),
+            self.held_out,
+            Views(build.clip_format(self.config).uniform(1), 1, 1),
+            world=self.world,
+            log=log,
+            what="thresholds",
+        )
+
+        listed = self.held_out
+
+        def write() -> None:
+            rows, truth = scores.truth(listed)
+            if not rows:
+                log.say("WARNING: no video was left to choose thresholds by: 0.5 for every class")
+                return
+            found = best_thresholds(scores.of(rows), truth)
+            told = int((truth.sum(0) > 0).sum())
+            log.say(
+                f"thresholds of {told} of {len(found)} classes chosen on {len(rows)} training "
+                "videos that were held out; the others have 0.5"
+            )
+            add_to_metadata(checkpoint.resolve(), {"thresholds": found.tolist()})
+
+        self.world.on_main(write)
 
     def _point_to(self, checkpoint: Path | None, log: RunLog) -> None:
         """A kill may have come between the folder of a checkpoint and the links to it."""
@@ -228,6 +280,27 @@ class TrainStage:
                 "the whole run is warm-up, and the rate never falls"
             )
         return lines
+
+
+def held_out(videos: VideoList, share: float, seed: int) -> tuple[VideoList, VideoList]:
+    """(what is trained on, what is not): whole videos, whatever rows name them.
+
+    Raises UserError where one of them would be empty.
+    """
+    paths = sorted({videos.written(i) for i in range(len(videos))})
+    count = round(share * len(paths))
+    if not 0 < count < len(paths):
+        raise UserError(
+            f"classify.threshold_share={share} of {len(paths)} training videos leaves none; "
+            "set it to 0 for thresholds of 0.5"
+        )
+    order = np.random.default_rng([seed, len(paths)]).permutation(len(paths))
+    chosen = {paths[k] for k in order[:count]}
+    inside = [videos.written(i) in chosen for i in range(len(videos))]
+    return (
+        videos.subset([i for i, is_held in enumerate(inside) if not is_held]),
+        videos.subset([i for i, is_held in enumerate(inside) if is_held]),
+    )
 
 
 class StageHooks:

@@ -72,7 +72,7 @@ class Validation:
         """Nothing is looked at before the first step."""
 
     def look(self, step: int, weights: dict[str, Tensor], *, progress: float = 0.0) -> float:
-        """Returns the top-1, in percent; 0 on ranks other than 0."""
+        """Returns the top-1, or of several labels the mAP, in percent; 0 on ranks other than 0."""
         model = build.build_model(self._spec, seed=self._config.seed)
         load_weights(model, weights, strict=True)
         scores = score_videos(
@@ -91,6 +91,8 @@ class Validation:
             self._log.say(
                 f"val at step {step}: {accuracy_text(accuracy)} of {count} videos, one view each"
             )
+            if accuracy["top1"] is None:
+                return accuracy.get("map") or 0.0
             chance = 100 / self._spec.arguments["num_classes"]
             if progress == 1 and at_chance(accuracy["top1"], chance, count):
                 self._log.say(

@@ -73,10 +73,14 @@ class RunLog:
         return [row for _, row in read_metrics(file) if row["split"] == split]
 
     def best_validation(self, until: int) -> tuple[float, int]:
-        """The highest top-1 up to that step, in percent, and where it was first; -1, 0: nowhere."""
+        """The highest top-1, or mAP, up to that step, in percent, and where it was first.
+
+        -1, 0: nowhere.
+        """
         rows = [row for row in self.rows("val") if row["step"] <= until]
-        top1, step = max(((row["top1"] or 0.0, -row["step"]) for row in rows), default=(-1.0, 0))
-        return top1, -step
+        found = ((row["top1"] or row.get("map") or 0.0, -row["step"]) for row in rows)
+        best, step = max(found, default=(-1.0, 0))
+        return best, -step
 
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)

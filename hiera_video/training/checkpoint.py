@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hiera_video.models.weights import metadata_entry
+from hiera_video.models.weights import metadata_entry, read_weights
 from hiera_video.system.distributed import World, full_tensor, placed_like
 from hiera_video.system.errors import RunStopped, UserError
-from hiera_video.system.files import sha256_of
+from hiera_video.system.files import sha256_of, write_text, written_whole
 from hiera_video.system.tensors import save_file
 from hiera_video.training.optim import Ema
 
@@ -160,6 +160,22 @@ def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, Any
         file,
         metadata=metadata_entry(metadata),
     )
+
+
+def add_to_metadata(checkpoint: Path, more: dict[str, Any]) -> None:
+    """Writes what the weights say of themselves anew, with `more`.
+
+    A kill between the two files leaves a checkpoint that is seen to be damaged.
+    """
+    weights, metadata = read_weights(checkpoint)
+    file = checkpoint / "model.safetensors"
+    with written_whole(file) as temporary:
+        save_weights(temporary, weights, {**metadata, **more})
+        sums = {**json.loads((checkpoint / CHECKSUMS).read_text()), file.name: sha256_of(temporary)}
+        _flush(temporary)
+    write_text(checkpoint / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+    for path in (checkpoint / CHECKSUMS, checkpoint):
+        _flush(path)
 
 
 def point(folder: Path, link_name: str, step_name: str) -> None:

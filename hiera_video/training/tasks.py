@@ -17,6 +17,7 @@ from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
 from hiera_video.models.mae import CELL, MaskedAutoencoder, draw_visible, running_cells
 from hiera_video.models.token_dial import TokenDial
+from hiera_video.training.losses import classification_loss
 
 Logs = dict[str, Tensor]
 
@@ -24,8 +25,11 @@ Logs = dict[str, Tensor]
 class Classify(nn.Module):
     """Cross-entropy with soft labels; mixup or cutmix of the batch with itself in reverse order.
 
-    With a token dial a share of the mask units alone is computed, drawn by each clip's seed.
+    Of several labels a video, a binary loss of each class (losses.py). With a token dial a share of
+    the mask units alone is computed, drawn by each clip's seed.
     """
+
+    class_weights: Tensor
 
     def __init__(
         self,
@@ -35,11 +39,15 @@ class Classify(nn.Module):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        class_weights: Tensor | None = None,
     ):
+        """class_weights: [classes], of the loss; default 1 each"""
         super().__init__()
         self.model = model
         self.config = config
         self.num_classes = num_classes
+        weights = torch.ones(num_classes) if class_weights is None else class_weights
+        self.register_buffer("class_weights", weights, persistent=False)
         self.mean = mean
         self.std = std
         self._dial = TokenDial(config.keep_units, config.keep_units_by)
@@ -47,14 +55,18 @@ class Classify(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         views = batch["clip"].shape[1]
         clips = normalised_clips(batch, self.mean, self.std)
-        labels = batch["label"].repeat_interleave(views)
-        target = soft_labels(labels, self.num_classes, self.config.label_smoothing)
+        labels = batch["label"].repeat_interleave(views, dim=0)
+        smoothing = self.config.label_smoothing
+        if self.config.multilabel:
+            target = labels * (1 - smoothing) + smoothing / 2
+        else:
+            target = soft_labels(labels, self.num_classes, smoothing)
         clips, target = mix(clips, target, self.config)
         units = None
         if self._dial.share < 1:
             units = self._dial.choose(self.model, clips, batch["seed"].flatten().tolist())
         logits = (self.model(clips) if units is None else self.model(clips, units)).float()
-        return F.cross_entropy(logits, target), {}
+        return classification_loss(logits, target, self.config, self.class_weights), {}
 
 
 class MaskedAutoencode(nn.Module):
@@ -166,6 +178,8 @@ def mix(clips: Tensor, target: Tensor, config: ClassifyConfig) -> tuple[Tensor, 
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         clips = clips * share + other * (1 - share)
+    if config.multilabel and config.mix_targets == "max":
+        return clips, torch.maximum(target, target.flip(0))
     return clips, target * share + target.flip(0) * (1 - share)
 
 

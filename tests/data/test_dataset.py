@@ -15,6 +15,7 @@ from hiera_video.data.lists import read_videos
 from hiera_video.data.loading import (
     Parts,
     Prefetch,
+    Shuffled,
     StepBatches,
     TrainingOrder,
     make_loader,
@@ -57,7 +58,12 @@ def held_out_set(videos, crops):
 
 def batches(root, workers, world=1, rank=0, first_step=0, part=8):
     order = TrainingOrder(
-        32, batch_size=8, steps=9, seed=3, first_step=first_step, rank=rank, world=world
+        Shuffled(32, seed=3),
+        batch_size=8,
+        steps=9,
+        first_step=first_step,
+        rank=rank,
+        world=world,
     )
     parts = Parts(order, part)
     dataset = training_set(root, repeats=2)
@@ -111,7 +117,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
 
 
 def test_every_video_once_a_pass_and_none_dropped():
-    order = TrainingOrder(13, batch_size=4, steps=13, seed=0)
+    order = TrainingOrder(Shuffled(13, seed=0), batch_size=4, steps=13)
     keys = [key for batch in order for key in batch]
     for epoch in range(4):
         assert sorted(k.index for k in keys if k.epoch == epoch) == list(range(13))
