@@ -357,6 +357,8 @@ class Config:
                 f"features.stages={list(self.features.stages)} with test.keep_units="
                 f"{self.test.keep_units}: a map needs all units; set test.keep_units=1"
             )
+        if self.classify.multilabel and self.test.keep_units_too:
+            raise UserError("test.keep_units_too: not of several labels a video")
         if self.task == "pretrain" and "test" in self.stages:
             raise UserError(
                 "stages: a masked autoencoder (task=pretrain) has no classes to test; "

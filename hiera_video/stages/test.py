@@ -157,7 +157,8 @@ class TestStage:
             )
         if "view_top1" in metrics:
             lines.append(
-                f"mean over classes {metrics['mean_class']:.2f}; "
+                f"balanced accuracy (mean over classes) {metrics['mean_class']:.2f}, "
+                f"macro F1 {metrics['macro_f1']:.2f}; "
                 f"single views: top-1 {metrics['view_top1']:.2f}, "
                 f"top-5 {metrics['view_top5']:.2f}; "
                 "by class in classes.csv, by number of views in metrics.json"

@@ -54,6 +54,8 @@ class Study:
         self.settings = settings
         self._say = say
         self._config = load_config(settings.finetune, settings.overrides)
+        if self._config.classify.multilabel:
+            raise UserError("--finetune: a study compares top-1, which several labels do not have")
         self._videos: VideoList = read_list(self._config, "data.train")
         self._tried: list[results.Outcome] = []
         self._ran = False  # whether anything had to be run
