@@ -123,7 +123,7 @@ def test_every_video_once_a_pass_and_none_dropped():
         assert sorted(k.index for k in keys if k.epoch == epoch) == list(range(13))
     shuffles = [[k.index for k in keys if k.epoch == e] for e in range(2)]
     assert shuffles[0] != shuffles[1]
-    assert [order.key(p) for p in (40, 3, 40)] == [keys[40], keys[3], keys[40]]
+    assert [order.order.key(p) for p in (40, 3, 40)] == [keys[40], keys[3], keys[40]]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
