@@ -6,7 +6,8 @@ Of each list: files that are not there, videos that stand in it twice, labels ou
 missing, classes without a video. Between lists: videos that stand in two of them, by path, by file
 name, with --content by their bytes, and, with --duplicates, near-duplicates that `hiera-video
 duplicates` found, within a list, too. Relative paths are under --root, by default the folder of
-each list. Exit status 0 if nothing was found, 2 if something was. tools/check_videos.py decodes the
+each list. --group names a column of tables, such as the person: groups in two lists are leaks, too.
+Exit status 0 if nothing was found, 2 if something was. tools/check_videos.py decodes the
 videos; this only looks at lists and names.
 """
 
@@ -95,6 +96,20 @@ def check_pair(a: VideoList, b: VideoList, names: str, content: bool, findings: 
         )
 
 
+def check_groups(lists: dict[str, VideoList], column: str, findings: Findings) -> None:
+    """Raises UserError for a list without the column."""
+    groups = {}
+    for name, videos in lists.items():
+        cells = videos.column(column)
+        if cells is None:
+            raise UserError(f"--group {column}: {name} has no such column")
+        groups[name] = set(filter(None, cells))
+    names = list(lists)
+    for k, a in enumerate(names):
+        for b in names[k + 1 :]:
+            findings.say(f"groups ({column}) in both {a} and {b}", sorted(groups[a] & groups[b]))
+
+
 def check_duplicates(
     pairs: list[tuple[str, str]], lists: dict[str, VideoList], findings: Findings
 ) -> None:
@@ -141,6 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--content", action="store_true", help="also look for equal files under different names"
     )
+    parser.add_argument("--group", metavar="COLUMN", help="that no two lists may share a value of")
     parser.add_argument("--duplicates", type=Path, help="the csv of `hiera-video duplicates`")
     args = parser.parse_args()
     for file in [*args.lists, *filter(None, (args.classes, args.duplicates))]:
@@ -158,6 +174,8 @@ def main() -> None:
     for k, a in enumerate(names):
         for b in names[k + 1 :]:
             check_pair(lists[a], lists[b], f"{a} and {b}", args.content, findings)
+    if args.group:
+        check_groups(lists, args.group, findings)
     if args.duplicates:
         check_duplicates(read_pairs(args.duplicates), lists, findings)
     total = sum(map(len, lists.values()))

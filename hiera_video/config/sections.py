@@ -136,6 +136,13 @@ class DataConfig:
     target_fps: float = 30.0
     # Of training: random, segments or pytorchvideo.random. Testing is then uniform, or segments.
     clip_sampler: str = "random"
+    # Rows that are added to a training table with segments, of what lies between them, as a share
+    # of its rows.
+    background_share: float = 0.0
+    # Class of these rows. Default: none, which only several labels a video allow.
+    background_class: str | None = None
+    # Seconds that they stay away from segments.
+    background_distance_s: float = 0.5
     # Frames of every clip in a random order, in testing too: a control of what order is worth.
     shuffle_frames: bool = False
     # Side of the crop, in pixels.
@@ -192,7 +199,7 @@ class DataConfig:
             "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib "
             "prefetch_gib remote_cache_gib",
         )
-        require_not_negative("data", self, "num_workers")
+        require_not_negative("data", self, "num_workers background_share background_distance_s")
         if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):
             raise UserError(
                 f"data.levels={list(self.levels)} must be a mean from 0 to 1 and a standard "
@@ -356,6 +363,12 @@ class Config:
             raise UserError(
                 f"features.stages={list(self.features.stages)} with test.keep_units="
                 f"{self.test.keep_units}: a map needs all units; set test.keep_units=1"
+            )
+        share = self.data.background_share
+        if share and self.data.background_class is None and not self.classify.multilabel:
+            raise UserError(
+                f"data.background_share={share}: name its class, data.background_class, or set "
+                "classify.multilabel=true for rows without a label"
             )
         if self.classify.multilabel and self.test.keep_units_too:
             raise UserError("test.keep_units_too: not of several labels a video")

@@ -79,6 +79,12 @@ class VideoList:
         self._segments = segments if np.isfinite(segments).any() else None
         self._sets: _Sets | None = None
 
+    @classmethod
+    def from_records(cls, table: Table, *, root: str, source: str) -> "VideoList":
+        """Of rows as CSV; their labels are numbered anew."""
+        labels, classes = numbered(label_texts(table.records, table.header))
+        return cls([], labels, root=root, source=source, classes=classes, table=table)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -190,6 +196,13 @@ class VideoList:
         videos = self.subset(sorted(first.values()))
         videos._segments = None
         return videos
+
+    def column(self, name: str) -> list[str] | None:
+        """A table's column, row by row; None where there is none."""
+        if self.header is None or self._records is None or name not in self.header:
+            return None
+        cells = Cells(self._records, self.header.index(name))
+        return [cells[i].strip() for i in range(len(self))]
 
     def label_text(self, i: int) -> str:
         """As the list has it; several are joined by `;`, and there may be none."""

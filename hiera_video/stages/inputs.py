@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiera_video.config import Config
+from hiera_video.data.background import with_background
 from hiera_video.data.lists import (
     VideoList,
     check_labels,
@@ -43,7 +44,10 @@ def read_inputs(config: Config) -> dict[str, Input]:
     sources = _sources(config)
     _register_handlers(config.data.path_handlers)
     _check_weights(config)
-    lists = _numbered(config, read_lists(sources, root=config.data.root or ""))
+    lists = read_lists(sources, root=config.data.root or "")
+    if "data.train" in lists:
+        lists["data.train"] = _with_background(config, lists["data.train"])
+    lists = _numbered(config, lists)
     inputs: dict[str, Input] = {}
     for key, videos in lists.items():
         if key == "features.videos":
@@ -105,9 +109,25 @@ def _numbered(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoLis
     elif "data.train" in lists:
         names = list(tables.get("data.train", lists["data.train"]).classes)
     else:
-        names = list(read_videos(data.train, root=root).by_name().classes)
+        train = _with_background(config, read_videos(data.train, root=root))
+        names = list(train.by_name().classes)
     renumbered = {key: videos.numbered_by(names, key=key) for key, videos in tables.items()}
     return lists | renumbered
+
+
+def _with_background(config: Config, videos: VideoList) -> VideoList:
+    """Raises UserError."""
+    data = config.data
+    if not data.background_share:
+        return videos
+    return with_background(
+        videos,
+        data.background_share,
+        label=data.background_class or "",
+        distance_s=data.background_distance_s,
+        least_s=data.num_frames * data.sampling_rate / data.target_fps,
+        key="data.train",
+    )
 
 
 def _with_label_sets(config: Config, lists: dict[str, VideoList]) -> dict[str, VideoList]:
@@ -120,7 +140,9 @@ def _with_label_sets(config: Config, lists: dict[str, VideoList]) -> dict[str, V
     if data.classes is not None:
         names = read_class_names(data.classes, root=root, key="data.classes")
     else:
-        train = lists.get("data.train") or read_videos(data.train, root=root)
+        train = lists.get("data.train") or _with_background(
+            config, read_videos(data.train, root=root)
+        )
         names = train.label_names()
     count = config.model.num_classes or len(names)
     if not count:

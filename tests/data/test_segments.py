@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT, start
 
 from hiera_video.config import load_config
+from hiera_video.data.background import gaps_between, with_background
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import check_labels, read_videos
@@ -17,6 +18,7 @@ from hiera_video.data.sampling import (
     segment_frames,
 )
 from hiera_video.data.transforms import EvalCrops
+from hiera_video.models.weights import read_weights
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.system.errors import UserError
 
@@ -197,3 +199,64 @@ def test_a_run_on_segments(shapes, tmp_path):
     assert len(lines) == 9
     manifest = (tmp_path / "run/features/manifest.csv").read_text().splitlines()
     assert len(manifest) == 9 and all(line.endswith(",ok") for line in manifest[1:])
+
+
+def test_gaps_between_segments():
+    segments = [(8.0, 9.0), (2.0, 4.0), (3.0, 5.0), (5.2, 6.0)]
+    assert gaps_between(segments, distance_s=0.5, least_s=0.5) == [(0.0, 1.5), (6.5, 7.5)]
+    assert gaps_between(segments, distance_s=0.0, least_s=0.1) == [(0, 2), (5, 5.2), (6, 8)]
+    assert gaps_between([(0.0, float("inf"))], distance_s=0, least_s=0.1) == []
+
+
+def test_rows_of_the_background(tmp_path):
+    """As many as asked for, in gaps alone, long ones more often; other columns stay empty."""
+    text = "path,label,who,start_s,end_s\na.mp4,run,ann,10,11\na.mp4,run,bob,12,14\nb.mp4,x,,1,2\n"
+    videos = written(tmp_path, text)
+    more = with_background(
+        videos, 4.0, label="nothing", distance_s=0.5, least_s=1.0, key="data.train"
+    )
+    assert len(more) == 3 + 12 and more.classes == ("nothing", "run", "x")
+    extra = range(3, 15)
+    assert {more.label_text(i) for i in extra} == {"nothing"}
+    assert {more.written(i) for i in extra} == {"a.mp4"}, "b has no gap of a second"
+    assert {more.segment(i) for i in extra} == {(0.0, 9.5)} and more.column("who")[3] == ""
+    assert [more.segment(i) for i in range(3)] == [videos.segment(i) for i in range(3)]
+    with pytest.raises(UserError, match="no gap between segments"):
+        with_background(videos, 1, label="x", distance_s=0.5, least_s=20, key="data.train")
+    plain = written(tmp_path, "a.mp4 1\n", "plain.csv")
+    with pytest.raises(UserError, match="no table with labels and segments"):
+        with_background(plain, 1, label="x", distance_s=0.5, least_s=1, key="data.train")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_with_a_background(shapes, tmp_path, several):
+    video = sorted((shapes / "val").rglob("*.mp4"))[0]
+    rows = ["path,label,start_s,end_s", f"{video},jump,0.6,0.9", f"{video},run,0.7,0.9"]
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    keys = [f"data.root={tmp_path}", f"output={tmp_path / 'run'}", "init.weights=null"]
+    keys += ["data.val=train.csv", "data.classes=null", "model.embed_dim=16", "train.val_every=0"]
+    keys += ["model.stages=[1,1,1,1]", "data.num_workers=0", "train.epochs=2", "stages=[train]"]
+    keys += ["data.background_share=2", "data.background_distance_s=0", "train.batch_size=2"]
+    if several:
+        keys += ["classify.multilabel=true", "classify.threshold_share=0"]
+    else:
+        with pytest.raises(UserError, match="name its class"):
+            start(*keys)
+        keys.append("data.background_class=nothing")
+    start(*keys)
+    assert "train: 6 videos" in (tmp_path / "run/log.txt").read_text()
+    _, metadata = read_weights(tmp_path / "run")
+    assert metadata["classes"] == (["jump", "run"] if several else ["jump", "nothing", "run"])
+
+
+def test_groups_that_straddle_lists(tmp_path, tool):
+    for name, who in (("train", "ann"), ("val", "ann"), ("test", "bob")):
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+        (tmp_path / f"{name}.csv").write_text(f"path,label,who\n{name}.mp4,run,{who}\n")
+    check = ("datasets/check_lists.py", "--group", "who")
+    lists = [tmp_path / f"{name}.csv" for name in ("train", "val", "test")]
+    said = tool(*check, *lists, check=2).stdout
+    assert "1 groups (who) in both" in said and "ann" in said
+    tool(*check, lists[0], lists[2])
+    (tmp_path / "test.csv").write_text("test.mp4\n")
+    assert "has no such column" in tool(*check, *lists, check=2).stderr
