@@ -156,6 +156,15 @@ def build_training(
             model.recompute(stages)
         except ValueError as e:
             raise UserError(f"train.recompute_{e}") from e
+    if config.train.freeze_stages:
+        if not isinstance(model, Trunk):
+            raise UserError(
+                f"train.freeze_stages={config.train.freeze_stages}: only a Hiera has stages"
+            )
+        try:
+            model.freeze(config.train.freeze_stages)
+        except ValueError as e:
+            raise UserError(f"train.freeze_{e}") from e
     if config.train.compile:
         model.compile()
     mean = config.data.mean

@@ -1,14 +1,18 @@
 """Schedule, parameter groups, soft labels and mixing: the arithmetic of the recipes."""
 
 import math
+import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SHORT, start
+from safetensors.torch import load_file
 
 from hiera_video.config import ClassifyConfig, TrainConfig, load_config
 from hiera_video.models import create_hiera
 from hiera_video.models.baselines import create_pytorchvideo
+from hiera_video.models.weights import weights_file
+from hiera_video.system.errors import UserError
 from hiera_video.training.loop import step_seed
 from hiera_video.training.optim import (
     OptimConfig,
@@ -116,3 +120,29 @@ def mix_again(clips, target, config):
 def test_seeds_differ_by_step_rank_and_run():
     seeds = {step_seed(s, k, r) for s in range(3) for k in range(50) for r in range(4)}
     assert len(seeds) == 600
+
+
+def test_frozen_stages_stay_as_they_are(shapes, weights, tmp_path):
+    """Embeddings and two stages keep their weights to the bit, the rest moves; they have no drop
+    path, and a run that is cut off goes on to the same weights.
+    """
+    before = load_file(weights_file(weights))
+    keys = [f"data.root={shapes}", f"init.weights={weights}", "train.freeze_stages=2", *SHORT]
+    keys += ["stages=[train]", "model.drop_path_rate=0.5", "train.val_every=0"]
+    start(*keys, f"output={tmp_path / 'run'}")
+    after = load_file(weights_file(tmp_path / "run"))
+    frozen = ("patch_embed.", "pos_embed", "blocks.0.", "blocks.1.")
+    for name, value in after.items():
+        same = torch.equal(value, before[name])
+        assert same == name.startswith(frozen), name
+    assert "parameters are trained" in (tmp_path / "run/log.txt").read_text()
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000000004")
+    start(*keys, f"output={tmp_path / 'run'}")
+    again = load_file(weights_file(tmp_path / "run"))
+    assert all(torch.equal(again[name], value) for name, value in after.items())
+    model = create_hiera("hiera_tiny_16x224", drop_path_rate=0.9, stages=(1, 1, 1, 1))
+    model.freeze(4)
+    model.train()
+    assert not any(block.training for block in model.blocks) and model.head.training
+    with pytest.raises(UserError, match=r"train\.freeze_stages=5 must be from 0 to 4"):
+        start(*keys, "train.freeze_stages=5", f"output={tmp_path / 'other'}")

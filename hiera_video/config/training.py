@@ -44,6 +44,9 @@ class TrainConfig:
     compile: bool = False
     # Stages of a Hiera (1 to 4; 5: the decoder) that save memory by computing twice.
     recompute_stages: tuple[int, ...] = ()
+    # First stages of a Hiera (0 to 4) that are not trained, and the embeddings with them; 0: all is
+    # trained.
+    freeze_stages: int = 0
     # Decay of an average of the weights, which is then kept and tested; 0 is off.
     ema: float = 0.0
     # Steps in a row whose gradients are not finite, at which the run stops; they reach no weights.
@@ -66,7 +69,7 @@ class TrainConfig:
         require_one_of("train.parallel", self.parallel, PARALLELS)
         require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
         require_positive("train", self, "log_every save_every keep")
-        require_not_negative("train", self, "val_every keep_every")
+        require_not_negative("train", self, "val_every keep_every freeze_stages")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema={self.ema} must be at least 0 and less than 1")
 

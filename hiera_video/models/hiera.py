@@ -146,6 +146,7 @@ class Trunk(nn.Module):
         self.stage_ends = args.stage_ends
         # Stages whose activations are computed again in the backward pass: 1 to 4; 5: a decoder's.
         self.recompute_stages: tuple[int, ...] = ()
+        self.frozen_blocks = 0
 
         self.patch_embed = PatchEmbed(
             args.in_chans,
@@ -178,6 +179,27 @@ class Trunk(nn.Module):
         if not set(stages) <= set(range(1, last + 1)):
             raise ValueError(f"stages={list(stages)} must be among 1 to {last}")
         self.recompute_stages = tuple(stages)
+
+    def freeze(self, stages: int) -> None:
+        """Trains neither the embeddings nor the first `stages` stages; 0: all is trained.
+
+        What is frozen has no drop path. Raises ValueError.
+        """
+        if not 0 <= stages <= len(self.stage_ends):
+            raise ValueError(f"stages={stages} must be from 0 to {len(self.stage_ends)}")
+        if stages == 0:
+            return
+        self.frozen_blocks = self.stage_ends[stages - 1] + 1
+        embeddings = [p for name, p in self.named_parameters() if name.startswith("pos_embed")]
+        embeddings += self.patch_embed.parameters()
+        for parameter in embeddings:
+            parameter.requires_grad_(False)
+        self.blocks[: self.frozen_blocks].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Trunk":
+        super().train(mode)
+        self.blocks[: self.frozen_blocks].eval()
+        return self
 
     def position_table(self) -> Tensor:
         """[N, C], spatial order; the separable form is space plus time (paper App. A)."""

@@ -246,6 +246,15 @@ class TrainStage:
             f"{config.train.batch_size} videos x {config.train.repeats} clips; "
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
+        if config.train.freeze_stages:
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            every = sum(p.numel() for p in self.model.parameters())
+            lines.append(
+                f"train.freeze_stages={config.train.freeze_stages}: {trained:,} of {every:,} "
+                "parameters are trained"
+            )
+            if config.init.weights is None:
+                lines.append("WARNING: random weights are frozen; set init.weights")
         if config.train.precision == "auto":
             found = precision_on(self.world.device, "auto")
             lines.append(f"train.precision=auto: {found} on this device")
