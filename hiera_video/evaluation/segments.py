@@ -1,6 +1,7 @@
 """From scores of windows to segments: what happens from when to when."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,3 +42,62 @@ def segments_of(
             scores = [score]
             found.append(Segment(label, score, float(edges[k]), float(edges[k + 1])))
     return found
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How scores over time become segments.
+
+    smooth_s: seconds over which scores are averaged; 0: not at all. A segment begins where the
+    score reaches `high`, and ends where it falls below `low`. least_s: shorter ones are dropped.
+    """
+
+    smooth_s: float = 0.0
+    high: float = 0.5
+    low: float = 0.3
+    least_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"low={self.low}, high={self.high}: 0 <= low <= high <= 1")
+        if min(self.smooth_s, self.least_s) < 0:
+            raise ValueError(f"smooth_s={self.smooth_s}, least_s={self.least_s}: both >= 0")
+
+
+def find_segments(
+    times: np.ndarray, scores: np.ndarray, names: Sequence[str], settings: SegmentSettings
+) -> list[Segment]:
+    """Of every class on its own, by when they begin. times: [W, 2], seconds; scores: [W, classes]
+
+    One window ends, and the next begins, midway between their centres. A segment's score is the
+    mean of its windows'.
+    """
+    centres = times.mean(1)
+    edges = np.concatenate([times[:1, 0], (centres[:-1] + centres[1:]) / 2, times[-1:, 1]])
+    smooth = smoothed(centres, scores, settings.smooth_s)
+    found = []
+    for c, name in enumerate(names):
+        for first, last in runs(smooth[:, c], high=settings.high, low=settings.low):
+            start = float(edges[first])
+            end = float(edges[last + 1])
+            if end - start >= settings.least_s:
+                score = float(smooth[first : last + 1, c].mean())
+                found.append(Segment(name, score, start, end))
+    return sorted(found, key=lambda segment: segment.start_s)
+
+
+def smoothed(centres: np.ndarray, scores: np.ndarray, smooth_s: float) -> np.ndarray:
+    """The mean over windows whose centres are at most half of `smooth_s` away."""
+    if smooth_s == 0:
+        return scores
+    near = np.abs(centres[:, None] - centres[None]) <= smooth_s / 2 + 1e-9
+    return near @ scores / near.sum(1, keepdims=True)
+
+
+def runs(scores: np.ndarray, *, high: float, low: float) -> list[tuple[int, int]]:
+    """(first, last) of the windows at `low` or above of which one is at `high` or above."""
+    above = np.concatenate([[False], scores >= low, [False]])
+    firsts = np.flatnonzero(above[1:] & ~above[:-1])
+    lasts = np.flatnonzero(above[:-1] & ~above[1:]) - 1
+    found = zip(firsts.tolist(), lasts.tolist())
+    return [(first, last) for first, last in found if scores[first : last + 1].max() >= high]
