@@ -11,6 +11,7 @@ COMMANDS = {
     "run": "pretrain, fine-tune, test, extract features: the stages of a config",
     "submit": "the same as a SLURM job, requeued when its machines are taken away",
     "predict": "class names and scores of your own videos, over time if you like",
+    "find-segments": "what happens when in long videos, measured where the truth is known",
     "extract-features": "feature vectors of any list of videos",
     "probe": "what frozen features are worth to simple classifiers",
     "search": "find a video, or what is like it, in a folder of features",
