@@ -34,6 +34,7 @@ from hiera_video.data.tables import SEVERAL
 from hiera_video.system.errors import UserError, run_command
 from hiera_video.system.files import write_csv, write_text
 
+LATE_S = 600  # in which nothing happens: the files are likely cut
 BOX = ["x1", "y1", "x2", "y2", "person_id"]
 ACTION = re.compile(r'name:\s*"([^"]*)"\s*(?:label_)?id:\s*(\d+)')
 # Kinetics names a file by the seconds of the original that it is.
@@ -208,6 +209,13 @@ def write_table(args: argparse.Namespace) -> None:
         write_text(report, "".join(f"{name}\n" for name in missing))
     videos = len({line[0] for line in lines})
     classes = len({label for line in lines for label in line[1].split(SEVERAL)})
+    earliest = min(float(line[2]) for line in lines)
+    if args.set == "ava" and args.starts_at == 0 and earliest > LATE_S:
+        print(
+            f"the first segment begins at {earliest:g} s: --starts-at says where files begin that "
+            "were cut out of longer videos",
+            file=sys.stderr,
+        )
     print(
         f"{args.output}: {len(lines)} segments of {videos} videos, {classes} classes; "
         f"{len(missing)} videos not found{f', named in {report}' if missing else ''}; "

@@ -15,7 +15,7 @@ from test_report import browse
 
 from hiera_video.commands.arguments import without_overrides
 from hiera_video.evaluation.likeness import Windows, matches
-from hiera_video.evaluation.same_frames import SAME, alike
+from hiera_video.evaluation.same_frames import SAME, alike, same_part
 
 LEAST = 24  # frames of a cut: about a window
 
@@ -258,6 +258,22 @@ def test_places_of_a_query_among_windows():
     assert (any_order[0].video, any_order[0].score) == (0, 1.0)
     few = matches(query, windows, top=5, allowed=torch.tensor([False, True, False]))
     assert [match.video for match in few] == [1]
+    assert matches(query, windows, top=5, allowed=torch.zeros(3, dtype=torch.bool)) == []
+    longer = matches(axes[[0, 1, 5, 0]], windows, top=5)  # than two of the videos
+    assert longer[0] == (0, 1.0, 0, 0, 4) and len(longer) == 3
+    turned = Windows.__new__(Windows)  # the short ones last
+    turned.counts = torch.tensor([3, 2, 1])
+    turned.firsts = turned.counts.cumsum(0) - turned.counts
+    turned.vectors = axes
+    assert matches(axes[:3], turned, top=9)[0].video == 0
+
+
+def test_seconds_that_are_the_same():
+    """A copy of seconds 1 to 3 of a video of 5, by windows of 0.8 s that miss its end."""
+    part, other = same_part((0.0, 1.6), ((0.0, 2.0), (0.0, 5.0)), 1.0, gap_s=0.8)
+    assert part == (0.0, 2.0) and other == (1.0, 3.0)
+    part, other = same_part((1.0, 3.4), ((0.0, 5.0), (0.0, 2.0)), -1.0, gap_s=0.4)
+    assert part == (1.0, 3.0) and other == (0.0, 2.0)
 
 
 def test_frames_of_a_copy_and_of_another_take():

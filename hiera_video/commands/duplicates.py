@@ -33,9 +33,9 @@ from hiera_video.commands.arguments import make_parser, without_overrides
 from hiera_video.commands.search import clock
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.evaluation.duplicates import Pair, near_pairs
-from hiera_video.evaluation.feature_folder import Span, gap_of, span_of
+from hiera_video.evaluation.feature_folder import Span, extent_of, gap_of, span_of
 from hiera_video.evaluation.likeness import Match, Windows
-from hiera_video.evaluation.same_frames import SAME, FrameLook
+from hiera_video.evaluation.same_frames import SAME, Alike, FrameLook, same_part
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
 from hiera_video.stages.library import Library
@@ -109,8 +109,8 @@ def main(args: argparse.Namespace) -> None:
         with contextlib.closing(look):
             frames = look_at(look, videos, pairs, args.workers)
         seen = [Found(pair, alike) for pair, alike in zip(pairs, frames)]
-        found = [each for each in seen if (each.frames or 0.0) >= args.threshold]
-        found.sort(key=lambda each: -(each.frames or 0.0))
+        found = [each for each in seen if each.frames >= args.threshold]
+        found.sort(key=lambda each: -each.frames)
     table = args.output / "duplicates.csv"
     write_csv(table, table_of(videos, found))
     shown = args.output / "duplicates.html"
@@ -124,6 +124,8 @@ def main(args: argparse.Namespace) -> None:
             "pair; say data.root=.. where they are now, or --features-only",
             file=sys.stderr,
         )
+        if not look.read:
+            raise UserError("none of the videos could be looked at")
 
 
 def is_seen() -> bool:
@@ -166,7 +168,11 @@ class Video(NamedTuple):
 
 class Found(NamedTuple):
     pair: Pair
-    frames: float | None  # how alike they are; None where nobody looked
+    seen: Alike | None  # how alike the frames are; None where nobody looked
+
+    @property
+    def frames(self) -> float:
+        return 0.0 if self.seen is None else self.seen.score
 
 
 class Videos:
@@ -193,15 +199,14 @@ class Videos:
         return allowed if within else allowed & (self._folders != self._folders[video])
 
 
-def look_at(look: FrameLook, videos: Videos, pairs: list[Pair], workers: int) -> list[float | None]:
+def look_at(look: FrameLook, videos: Videos, pairs: list[Pair], workers: int) -> list[Alike | None]:
     """How alike the frames of each pair are; None where one of them cannot be read."""
 
-    def look_at_one(pair: Pair) -> float | None:
+    def look_at_one(pair: Pair) -> Alike | None:
         one, other = videos.of(pair.first), videos.of(pair.match.video)
         slack_s = min(gap_of(one.times()), gap_of(other.times()))
         spans = spans_of(one, other, pair.match)
-        seen = look((one.place, other.place), spans, slack_s=slack_s)
-        return None if seen is None else seen.score
+        return look((one.place, other.place), spans, slack_s=slack_s)
 
     with ThreadPoolExecutor(workers) as pool:
         looked = pool.map(look_at_one, pairs)
@@ -209,23 +214,27 @@ def look_at(look: FrameLook, videos: Videos, pairs: list[Pair], workers: int) ->
         return list(shown)
 
 
-def spans_of(one: Video, other: Video, match: Match) -> tuple[Span, Span]:
-    """Seconds of both."""
-    return (
-        span_of(one.times(), match.query_first, match.length),
-        span_of(other.times(), match.first, match.length),
-    )
+def spans_of(
+    one: Video, other: Video, match: Match, seen: Alike | None = None
+) -> tuple[Span, Span]:
+    """Seconds of both: by their windows or, where frames were seen, by these."""
+    times, other_times = one.times(), other.times()
+    span = span_of(times, match.query_first, match.length)
+    if seen is None:
+        return span, span_of(other_times, match.first, match.length)
+    extents = (extent_of(times), extent_of(other_times))
+    return same_part(span, extents, seen.offset_s, gap_s=gap_of(times))
 
 
 def table_of(videos: Videos, found: list[Found]) -> list[Sequence[object]]:
     """Rows of the csv, its header first; `a` is of the folder that was named earlier."""
     rows: list[Sequence[object]] = [COLUMNS]
-    for pair, alike in found:
+    for pair, seen in found:
         numbers = (pair.first, pair.match.video)
         one, other = map(videos.of, numbers)
-        both = list(zip(numbers, (one, other), spans_of(one, other, pair.match)))
+        both = list(zip(numbers, (one, other), spans_of(one, other, pair.match, seen)))
         (_, one, part), (_, other, part_of_other) = sorted(both, key=lambda each: each[0])
-        frames = "" if alike is None else f"{alike:.4f}"
+        frames = "" if seen is None else f"{seen.score:.4f}"
         times = [f"{max(t, 0):.3f}" for t in (*part, *part_of_other)]
         lists = (one.library.list_name(), other.library.list_name())
         rows.append((one.path, other.path, frames, f"{pair.match.score:.4f}", *times, *lists))
@@ -235,11 +244,11 @@ def table_of(videos: Videos, found: list[Found]) -> list[Sequence[object]]:
 def page_of(source: VideoSource, videos: Videos, found: list[Found]) -> str:
     """HTML: the two of a pair side by side."""
     rows = ""
-    for pair, alike in found[:MOST_SHOWN]:
+    for pair, seen in found[:MOST_SHOWN]:
         both = (videos.of(pair.first), videos.of(pair.match.video))
-        for video, part in zip(both, spans_of(*both, pair.match)):
+        for video, part in zip(both, spans_of(*both, pair.match, seen)):
             frames = strip(source, video.place, alt=video.path, span=part)
-            of_frames = "" if alike is None else f"frames {alike:.3f}, "
+            of_frames = "" if seen is None else f"frames {seen.score:.3f}, "
             said = f"{of_frames}features {pair.match.score:.3f}, {clock(part)} s"
             rows += panel(frames, said, video.path)
     source.close()

@@ -32,9 +32,9 @@ import torch
 
 from hiera_video.commands.arguments import make_parser, without_overrides
 from hiera_video.commands.predict import find_videos
-from hiera_video.evaluation.feature_folder import Span, gap_of, span_of
+from hiera_video.evaluation.feature_folder import Span, extent_of, gap_of, span_of
 from hiera_video.evaluation.likeness import Match, Windows, matches, plain, whitened
-from hiera_video.evaluation.same_frames import SAME, FrameLook
+from hiera_video.evaluation.same_frames import SAME, FrameLook, same_part
 from hiera_video.evaluation.search_index import ABOVE, SearchIndex
 from hiera_video.pictures.page import page, panel, section
 from hiera_video.pictures.strip import strip
@@ -81,6 +81,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         for file in filter(None, (args.json, args.page)):  # before the work is done
             file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_dir():
+                raise UserError(f"{file} is a folder; name a file")
             file.touch()
     except OSError as e:
         raise UserError(f"cannot write {file}: {e.strerror}") from e
@@ -109,6 +111,10 @@ def main(args: argparse.Namespace) -> None:
             f"{len(search.look.unread)} videos could not be looked at ({place}: {why}); say "
             "data.root=.. where they are now, or --features-only",
             file=sys.stderr,
+        )
+    if search.look.unread and not search.look.read:
+        raise UserError(
+            "none of the nearest videos could be looked at: only features were compared"
         )
     unread = [query for query, phases in zip(queries, made) if not phases]
     if unread:
@@ -174,7 +180,8 @@ class Search:
         if seen is None:
             return Found(path, match.score, of_video, of_query, None)
         if seen.score >= SAME:
-            of_video = (of_query[0] + seen.offset_s, of_query[1] + seen.offset_s)
+            extents = (extent_of(phase.times), extent_of(times))
+            of_query, of_video = same_part(of_query, extents, seen.offset_s, gap_s=gap_of(times))
         return Found(path, match.score, of_video, of_query, seen.score)
 
     def _apart(self, query: QueryFeatures) -> int:

@@ -28,7 +28,9 @@ class FeatureFolder:
         try:
             self.lines = read_manifest(folder)
         except OSError as e:
-            raise UserError(f"{folder}: no manifest.csv; extract features into it first") from e
+            inside = folder / "features"
+            hint = f"name {inside}" if inside.is_dir() else "extract features into it first"
+            raise UserError(f"{folder}: no manifest.csv; {hint}") from e
         if self.lines and not {"path", "file", "num_clips", "status"} <= self.lines[0].keys():
             raise UserError(f"{folder}/manifest.csv is not of features")
         self.folder = folder
@@ -113,6 +115,11 @@ class FeatureFolder:
 def span_of(times: np.ndarray, first: int, length: int) -> Span:
     """Of windows that follow each other; times: [W, 2]"""
     return float(times[first, 0]), float(times[first + length - 1, 1])
+
+
+def extent_of(times: np.ndarray) -> Span:
+    """Of all windows, which reach to the end of a video; times: [W, 2]"""
+    return float(times[0, 0]), float(times[-1, 1])
 
 
 def gap_of(times: np.ndarray) -> float:

@@ -178,6 +178,8 @@ class _Block:
         best = torch.full((len(self.counts),), -torch.inf)
         best.scatter_reduce_(0, self.of_window[:starts], score, "amax")
         for video in best.topk(min(top, len(best))).indices.tolist():
+            if best[video] == -torch.inf:
+                return  # those that are left are shorter, or not asked for
             own = score[self._slice(video)].clone()
             for _ in range(1 if apart is None else top):
                 place = int(own.argmax())

@@ -37,7 +37,11 @@ def write_activitynet(file: Path, videos: Sequence[Labelled], classes: Sequence[
     """Results for the evaluation of detection or, where nothing has segments, classification."""
     stems = [Path(video.path).stem for video in videos]
     if stems != [video.name for video in videos]:
-        raise ValueError("activitynet knows videos by their names, and two have the same one")
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise ValueError(
+            f"activitynet knows videos by their names, and several are called {twice}; give them "
+            "names of their own"
+        )
     results: dict[str, list[dict[str, object]]] = {}
     of_segments = any(video.segments for video in videos)
     for video in videos:

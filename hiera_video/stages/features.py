@@ -198,7 +198,10 @@ class FeaturesStage:
         if config.task == "pretrain":
             model = build.build_encoder(config)
         else:
-            count = config.model.num_classes or classes_of(read_weights(weights)[0])
+            try:
+                count = config.model.num_classes or classes_of(read_weights(weights)[0])
+            except ValueError as e:
+                raise UserError(f"test.weights: {e}") from e
             if count is None:  # PyTorchVideo's heads differ
                 count = build_classes(config, self.videos).count
             model = build.build_model(build.model_spec(config, count), seed=config.seed)
