@@ -56,6 +56,14 @@ def long_video(tmp_path_factory):
     return write_long(tmp_path_factory.mktemp("long"), 5)
 
 
+@pytest.fixture(scope="module")
+def whole_features(long_video, weights, tmp_path_factory):
+    """Of the long video, with the last stage's maps."""
+    output = tmp_path_factory.mktemp("whole") / "features"
+    run_forked(*extract(long_video, output, weights, "features.stages=[4]"))
+    return output
+
+
 def extract(folder, output, weights, *more):
     command = ["tools/extract_features.py", "--cfg", FINETUNE, "--weights", str(weights)]
     command += [
@@ -76,14 +84,13 @@ def extract(folder, output, weights, *more):
     ]
 
 
-def test_features_of_a_long_video_killed_half_way(long_video, tmp_path, weights):
+def test_features_of_a_long_video_killed_half_way(long_video, whole_features, tmp_path, weights):
     """A file in many chunks: after a kill the same bytes; every window equals the model called by
     hand.
     """
-    whole = tmp_path / "whole"
+    whole = whole_features
     run = tmp_path / "run"
     more = ["features.stages=[4]"]
-    run_forked(*extract(long_video, whole, weights, *more))
     command = extract(long_video, run, weights, *more)
     killed_when(lambda: len(list(run.glob(".parts/000000/[0-9]*"))) >= 3, Script(*command))
     assert not (run / "manifest.csv").exists()
@@ -156,16 +163,14 @@ def test_features_of_two_hours(tmp_path, weights):
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_averages_halves_and_pooled_maps(long_video, tmp_path, weights):
+def test_averages_halves_and_pooled_maps(long_video, whole_features, tmp_path, weights):
     for name, more in (
-        ("plain", ["features.stages=[4]"]),
         ("mean", ["features.average=true"]),
         ("half", ["features.dtype=float16", "features.stages=[4]", "features.pool_maps=true"]),
     ):
         run_forked(*extract(long_video, tmp_path / name, weights, *more))
-    plain, mean, half = (
-        load_file(tmp_path / n / "000000_long.safetensors") for n in ("plain", "mean", "half")
-    )
+    plain = load_file(whole_features / "000000_long.safetensors")
+    mean, half = (load_file(tmp_path / n / "000000_long.safetensors") for n in ("mean", "half"))
     torch.testing.assert_close(mean["features"][0], plain["features"].mean(0))
     assert mean["times"].tolist() == [[plain["times"][0, 0], plain["times"][-1, 1]]]
     assert half["features"].dtype == torch.float16
@@ -246,10 +251,10 @@ def test_many_videos_a_file(shapes, tmp_path, weights):
     assert "done already" in (packed / "log.txt").read_text()
 
 
-def test_a_long_video_in_a_packed_file(long_video, tmp_path, weights):
-    run_forked(*extract(long_video, tmp_path / "each", weights))
-    run_forked(*extract(long_video, tmp_path / "packed", weights, "features.layout=packed"))
-    each = load_file(tmp_path / "each/000000_long.safetensors")
+def test_a_long_video_in_a_packed_file(long_video, whole_features, tmp_path, weights):
+    more = ["features.layout=packed", "features.stages=[4]"]
+    run_forked(*extract(long_video, tmp_path / "packed", weights, *more))
+    each = load_file(whole_features / "000000_long.safetensors")
     packed = load_file(tmp_path / "packed/packed_000000.safetensors")
     assert packed.pop("rows").tolist() == [0] and packed.pop("windows").tolist() == [563]
     assert packed.keys() == each.keys()

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from hiera_video.data.loading import Balanced, Key, Shuffled, TrainingOrder
 from hiera_video.evaluation.multilabel import average_precision, best_thresholds, count, figures
 from hiera_video.models.weights import read_weights
 from hiera_video.system.errors import UserError
+from hiera_video.system.files import sha256_of
+from hiera_video.training.checkpoint import add_to_metadata, save_weights, what_is_damaged
 from hiera_video.training.losses import binary_losses, class_weights
 from hiera_video.training.tasks import mix
 
@@ -132,7 +135,7 @@ def test_thresholds_are_of_videos_that_were_held_out(trained):
     assert "train: 24 videos" in log and "on 8 training videos that were held out" in log
 
 
-def test_a_kill_before_the_thresholds(trained, shapes, tables, tmp_path):
+def test_a_kill_before_the_thresholds(trained, shapes, tables, tmp_path, monkeypatch):
     """The same command adds them, and the files are those of a run that was never killed."""
     output = tmp_path / "run"
     keys = several(shapes, tables, output, "train.val_every=1", "classify.threshold_share=0.25")
@@ -141,18 +144,42 @@ def test_a_kill_before_the_thresholds(trained, shapes, tables, tmp_path):
     whole = (latest / "model.safetensors").read_bytes()
     assert whole == (trained / "checkpoints/latest/model.safetensors").read_bytes()
     # As the checkpoint was before the thresholds were chosen.
-    from hiera_video.system.files import sha256_of
-    from hiera_video.training.checkpoint import save_weights
-
     weights, metadata = read_weights(latest)
     thresholds = metadata.pop("thresholds")
     save_weights(latest / "model.safetensors", weights, metadata)
     sums = json.loads((latest / "checksums.json").read_text())
     sums["model.safetensors"] = sha256_of(latest / "model.safetensors")
     (latest / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n")
+    before = {
+        name: (latest / name).read_bytes() for name in ("checksums.json", "model.safetensors")
+    }
     start(*keys, "stages=[train]")
     assert read_weights(latest)[1]["thresholds"] == thresholds
     assert (latest / "model.safetensors").read_bytes() == whole
+    # Wherever a kill comes, the checkpoint is whole.
+    for count in range(1, 4):
+        for name, content in before.items():
+            (latest / name).write_bytes(content)
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Path, "replace", dying_at(count))
+            add_to_metadata(latest, {"thresholds": thresholds})
+        assert what_is_damaged(latest) == ""
+        start(*keys, "stages=[train]")
+        assert (latest / "model.safetensors").read_bytes() == whole
+        assert what_is_damaged(latest) == ""
+
+
+def dying_at(count):
+    """Path.replace that does not come to its `count`-th call."""
+    replace = Path.replace
+    calls = iter(range(1, 100))
+
+    def dies(file, target):
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return replace(file, target)
+
+    return dies
 
 
 def test_labels_that_are_chosen(trained, shapes, tool):

@@ -82,7 +82,6 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--timeout and --hop-s must be > 0")
     source = Path(args.videos).absolute()
     videos = read_videos(source, root=args.root or source.parent, key="--videos")
-    args.keep_units, args.keep_units_by = 1.0, "random"  # of load_classifier
     model = load_classifier(args)
     names = [model.name_of(c) for c in range(len(model.classes))]
     if not names:

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--keep-units {args.keep_units} must be above 0 and at most 1")
     paths = find_videos(args.videos)
     names = file_names(paths)
-    model = load_classifier(args)
+    model = load_classifier(args, keep_units=args.keep_units, keep_units_by=args.keep_units_by)
     if args.draw:
         check_not_an_input(args.draw, names, paths)
     unread = []
@@ -138,8 +138,10 @@ def write_timeline(
     return written
 
 
-def load_classifier(args: argparse.Namespace) -> VideoModel:
-    """Raises UserError."""
+def load_classifier(
+    args: argparse.Namespace, *, keep_units: float = 1.0, keep_units_by: str = "random"
+) -> VideoModel:
+    """args: weights, model, classes, device and timeout. Raises UserError."""
     classes = None if args.classes is None else read_classes(args.classes)
     try:
         model = load(
@@ -148,8 +150,8 @@ def load_classifier(args: argparse.Namespace) -> VideoModel:
             classes=classes,
             device=args.device,
             timeout_s=args.timeout,
-            keep_units=args.keep_units,
-            keep_units_by=args.keep_units_by,
+            keep_units=keep_units,
+            keep_units_by=keep_units_by,
         )
     except UnnamedModel as e:
         raise UserError(

@@ -119,8 +119,7 @@ class TrainStage:
         if self.held_out is None:
             return
         checkpoint = self.checkpoints / "latest"
-        _, metadata = self.world.on_main(lambda: read_weights(checkpoint))
-        if "thresholds" in metadata:
+        if self.world.on_main(lambda: "thresholds" in read_weights(checkpoint)[1]):
             return
         model = build.build_model(self.spec, seed=self.config.seed)
         build.load_for_use(model, checkpoint, key="thresholds")
