@@ -157,11 +157,11 @@ def test_a_kill_before_the_thresholds(trained, shapes, tables, tmp_path, monkeyp
     assert read_weights(latest)[1]["thresholds"] == thresholds
     assert (latest / "model.safetensors").read_bytes() == whole
     # Wherever a kill comes, the checkpoint is whole.
-    for count in range(1, 4):
+    for number in range(1, 4):
         for name, content in before.items():
             (latest / name).write_bytes(content)
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(Path, "replace", dying_at(count))
+            m.setattr(Path, "replace", dying_at(number))
             add_to_metadata(latest, {"thresholds": thresholds})
         assert what_is_damaged(latest) == ""
         start(*keys, "stages=[train]")
