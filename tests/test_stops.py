@@ -1,8 +1,10 @@
 """How a run ends early: real signals and kills, real full disks, ranks that never come."""
 
+import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,12 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, start
+from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 from forked import Script, run_forked
 from run_folders import launch, outcome, rows, state, wait_for_step
 from safetensors.torch import load_file
 
-from hiera_video.system.errors import RunStopped
+from hiera_video.system.errors import RunStopped, UserError
 from hiera_video.training import loop
 from hiera_video.training.checkpoint import newest_whole
 from hiera_video.training.optim import clip_gradients
@@ -306,3 +308,28 @@ def test_ranks_that_never_come_are_an_error_and_not_a_run_of_one(tmp_path, finet
     assert done.returncode == 2
     assert "rank 0 of 2 could not join the others at 127.0.0.1:29583" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_training_ends_where_nothing_becomes_better(shapes, tmp_path):
+    """Two looks after the best one; the same command finds it done; the weights can be tested."""
+    keys = [f"data.root={shapes}", f"output={tmp_path / 'run'}", "init.weights=null", *SHORT]
+    keys += ["train.epochs=8", "train.val_every=1", "train.patience=2", "optim.lr=0"]
+    start(*keys)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    looks = [row["step"] for row in rows if row["split"] == "val"]
+    assert looks == [2, 4, 6], "the first is the best, and 16 steps were planned"
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "2 looks at data.val brought nothing better" in log
+    assert (tmp_path / "run/checkpoints/best").resolve().name == "step_000000002"
+    assert (tmp_path / "run/checkpoints/latest").resolve().name == "step_000000006"
+    assert json.loads((tmp_path / "run/test/metrics.json").read_text())["videos"] == 9
+    start(*keys)
+    assert "it ended at step 6" in (tmp_path / "run/log.txt").read_text()
+    # A kill between the last look and its checkpoint.
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000000006")
+    start(*keys)
+    again = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in again if row["split"] == "val"] == looks
+    for wrong in (["train.val_every=0"], ["task=pretrain", "stages=[train]"]):
+        with pytest.raises(UserError, match=r"train\.patience"):
+            start(*keys, *wrong)

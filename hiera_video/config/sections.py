@@ -372,6 +372,8 @@ class Config:
             )
         if self.classify.multilabel and self.test.keep_units_too:
             raise UserError("test.keep_units_too: not of several labels a video")
+        if self.task == "pretrain" and self.train.patience:
+            raise UserError("train.patience: pretraining has no figure that it could end by")
         if self.task == "pretrain" and "test" in self.stages:
             raise UserError(
                 "stages: a masked autoencoder (task=pretrain) has no classes to test; "

@@ -62,6 +62,9 @@ class TrainConfig:
     # Effective epochs between looks at data.val: validation, or the probe; 0 is off. Not less than
     # save_every, it is rounded to checkpoints.
     val_every: float = 0
+    # Looks in a row at data.val without a better top-1 (of several labels: mAP) after which
+    # training ends; 0: never.
+    patience: int = 0
 
     def __post_init__(self) -> None:
         require_one_of("train.precision", self.precision, (*PRECISIONS, "auto"))
@@ -70,6 +73,9 @@ class TrainConfig:
         require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
         require_positive("train", self, "log_every save_every keep")
         require_not_negative("train", self, "val_every keep_every freeze_stages")
+        require_not_negative("train", self, "patience")
+        if self.patience and not self.val_every:
+            raise UserError(f"train.patience={self.patience} needs train.val_every")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema={self.ema} must be at least 0 and less than 1")
 

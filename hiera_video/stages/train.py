@@ -1,7 +1,7 @@
 """The stage "train": what a training run needs, taken up at its newest checkpoint."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,6 +78,10 @@ class TrainStage:
             log.say(f"train: done already, {self.plan.steps} steps")
             self._choose_thresholds(log)
             return
+        if not cut_off and is_over(self.config, first_step, world, log):
+            log.say(f"train: done already, it ended at step {first_step} (train.patience)")
+            self._choose_thresholds(log)
+            return
         run = self._assemble(checkpoint, log)
         log.cut_metrics(first_step)
         keeper = self._keeper(run, log)
@@ -86,10 +90,20 @@ class TrainStage:
         watch = self._watch(log)
         if watch is not None:
             watch.begin(first_step, keeper.weights())
-        hooks = StageHooks(keeper, watch, self.videos, log, steps=self.plan.steps)
+        hooks = StageHooks(
+            keeper,
+            watch,
+            self.videos,
+            log,
+            steps=self.plan.steps,
+            is_over=lambda step: is_over(self.config, step, world, log),
+        )
         if cut_off:
             hooks.look(first_step)
             world.on_main(lambda: self._point_to(checkpoint, log))
+            if hooks.is_over(first_step):
+                self._choose_thresholds(log)
+                return
         train(
             run,
             build.train_batches(
@@ -290,6 +304,22 @@ class TrainStage:
         return lines
 
 
+def is_over(config: Config, step: int, world: World, log: RunLog) -> bool:
+    """Whether validation has not become better for as long as train.patience waits."""
+    patience = config.train.patience
+    if not patience or not step:
+        return False
+    looks = world.on_main(lambda: log.looks_since_best(step))
+    if looks < patience:
+        return False
+    best, best_step = world.on_main(lambda: log.best_validation(step))
+    log.say(
+        f"train: ends at step {step}: {looks} looks at data.val brought nothing better than "
+        f"{best:.2f} at step {best_step} (checkpoints/best)"
+    )
+    return True
+
+
 def held_out(videos: VideoList, share: float, seed: int) -> tuple[VideoList, VideoList]:
     """(what is trained on, what is not): whole videos, whatever rows name them.
 
@@ -322,7 +352,9 @@ class StageHooks:
         log: RunLog,
         *,
         steps: int,
+        is_over: Callable[[int], bool],
     ):
+        self.is_over = is_over
         self._keeper = keeper
         self._watch = watch
         self._videos = videos

@@ -82,6 +82,11 @@ class RunLog:
         best, step = max(found, default=(-1.0, 0))
         return best, -step
 
+    def looks_since_best(self, until: int) -> int:
+        """How often data.val was looked at after the best figure, up to that step."""
+        _, best = self.best_validation(until)
+        return sum(best < row["step"] <= until for row in self.rows("val"))
+
     def progress(self, total: int, *, what: str, unit: str, done: int = 0) -> "Progress":
         return Progress(total, what=what, unit=unit, done=done, log=self)
 

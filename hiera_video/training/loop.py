@@ -50,6 +50,9 @@ class Hooks(Protocol):
         Raises Interrupted where a signal cuts it off.
         """
 
+    def is_over(self, step: int) -> bool:
+        """After a look: whether training ends here, on all ranks."""
+
     def save(self, step: int) -> None: ...
 
     def skipped(self, what: str, rows: list[int]) -> None:
@@ -124,9 +127,12 @@ def train(
                 interrupted = True
             run.task.train()
             interval.since = time.monotonic()
+        over = plan.looks_after(step) and not interrupted and hooks.is_over(step)
         # Last: what belongs to this step is on the disk before the step counts as done.
-        if plan.saves_after(step) or interrupted or best:
+        if plan.saves_after(step) or interrupted or best or over:
             hooks.save(step)
+        if over:
+            break
         if interrupted and (step < plan.steps or plan.looks_after(step)):
             raise Interrupted(
                 f"{run.world.stop_asked() or 'another rank'} asks to stop: the state of step "

@@ -59,6 +59,9 @@ class NoHooks:
 
     def save(self, step: int) -> None: ...
 
+    def is_over(self, step: int) -> bool:
+        return False
+
     def stopped(self, step: int, reason: str, rows: list[int]) -> NoReturn:
         raise UserError(reason)
 
