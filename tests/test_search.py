@@ -268,6 +268,17 @@ def test_places_of_a_query_among_windows():
     assert matches(axes[:3], turned, top=9)[0].video == 0
 
 
+def test_a_query_is_found_to_its_ends(library, shapes, tmp_path, tool):
+    """Windows leave out its last frames; the seconds that are the same do not."""
+    path = paths_in(shapes / "train.csv")[2]
+    write(tmp_path / "cut.mp4", frames_of(shapes / path)[1:27])
+    tool("tools/search.py", library, tmp_path / "cut.mp4", "--json", tmp_path / "found.json")
+    (best, *_) = json.loads((tmp_path / "found.json").read_text())[str(tmp_path / "cut.mp4")]
+    assert best["path"] == path
+    assert best["query_span"] == pytest.approx([0, 26 / 30], abs=0.5 / 30)
+    assert best["span"] == pytest.approx([1 / 30, 27 / 30], abs=0.5 / 30)
+
+
 def test_seconds_that_are_the_same():
     """A copy of seconds 1 to 3 of a video of 5, by windows of 0.8 s that miss its end."""
     part, other = same_part((0.0, 1.6), ((0.0, 2.0), (0.0, 5.0)), 1.0, gap_s=0.8)

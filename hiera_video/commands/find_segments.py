@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         model.close()
     write(args.output, found, settings, args)
-    if videos.has_segments:
+    if videos.has_segments and found:
         truth = truth_of(videos, list(lengths_s))
         labels = [name for name in names if name != args.nothing]
         measure(args.output, truth, found, lengths_s, labels)

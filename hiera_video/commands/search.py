@@ -180,7 +180,7 @@ class Search:
         if seen is None:
             return Found(path, match.score, of_video, of_query, None)
         if seen.score >= SAME:
-            extents = (extent_of(phase.times), extent_of(times))
+            extents = (phase.extent, extent_of(times))
             of_query, of_video = same_part(of_query, extents, seen.offset_s, gap_s=gap_of(times))
         return Found(path, match.score, of_video, of_query, seen.score)
 

@@ -1,7 +1,7 @@
 """How features lie on the disk: a safetensors file a video, an array a video, or many in a file.
 
 A layout writes one video at a time, whole or out of parts that are safetensors files of some of its
-windows each. `names` are what a manifest says of a row.
+windows each. A Place is what a manifest says of a row.
 """
 
 import contextlib

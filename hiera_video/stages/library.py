@@ -16,7 +16,7 @@ from hiera_video.config import Config, load_config
 from hiera_video.config.sections import FeaturesConfig
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.lists import read_videos
-from hiera_video.evaluation.feature_folder import FeatureFolder
+from hiera_video.evaluation.feature_folder import FeatureFolder, Span, extent_of
 from hiera_video.models.weights import weights_file
 from hiera_video.stages.run import extract_features
 from hiera_video.system.errors import UserError
@@ -34,6 +34,7 @@ class QueryFeatures(NamedTuple):
 
     features: Tensor  # [n, dim]
     times: np.ndarray  # [n, 2], seconds
+    extent: Span  # of the whole query, seconds
 
 
 class Library:
@@ -104,8 +105,9 @@ class Library:
             folder = FeatureFolder(found)
             made: list[list[QueryFeatures]] = [[] for _ in videos]
             for k, row in enumerate(folder.rows):
-                whole = QueryFeatures(folder.features(k), folder.times(k))
-                made[row] = in_phases(*whole, count) if self.in_order else [whole]
+                times = folder.times(k)
+                whole = QueryFeatures(folder.features(k), times, extent_of(times))
+                made[row] = in_phases(whole, count) if self.in_order else [whole]
             return made
 
     def _finer(self) -> tuple[int, FeaturesConfig]:
@@ -143,11 +145,12 @@ class Library:
         return {videos.written(row): videos.path(row) for row in range(len(videos))}
 
 
-def in_phases(features: Tensor, times: np.ndarray, count: int) -> list[QueryFeatures]:
+def in_phases(query: QueryFeatures, count: int) -> list[QueryFeatures]:
     """Every `count`-th window, from each of the first `count` on; the longest of these rows.
 
     A last window that ends with the video, and lies nearer to the one before it, is of no row.
     """
+    features, times, extent = query
     gaps = np.diff(times[:, 0])
     regular = len(times)
     if len(gaps) > 1 and gaps[-1] < 0.9 * gaps[0]:
@@ -157,4 +160,4 @@ def in_phases(features: Tensor, times: np.ndarray, count: int) -> list[QueryFeat
     rows = [row for row in rows if len(row) >= max(1, longest - 1)]
     if longest <= 2 and regular < len(times):
         rows.append(range(regular, len(times)))
-    return [QueryFeatures(features[list(row)], times[list(row)]) for row in rows]
+    return [QueryFeatures(features[list(row)], times[list(row)], extent) for row in rows]
