@@ -17,14 +17,8 @@ from hiera_video.data.decode.source import VideoSource
 from hiera_video.data.format import SEGMENTS, ClipFormat
 from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import (
-    Balanced,
     ChunkStream,
-    Order,
-    Parts,
     Prefetch,
-    Shuffled,
-    StepBatches,
-    TrainingOrder,
     make_chunk_loader,
     make_loader,
     test_batches,
@@ -34,22 +28,15 @@ from hiera_video.data.sampling import (
     ClipShape,
     ConsecutiveWindows,
     PyTorchVideoClips,
-    RandomClip,
-    RandomSegments,
 )
-from hiera_video.data.transforms import TrainCrop
 from hiera_video.evaluation.loop import Forward
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
-from hiera_video.models.hiera import Trunk
-from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.models.zoo import create_model
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.remote import RemoteFiles
-from hiera_video.training.losses import class_weights
-from hiera_video.training.tasks import Classify, MaskedAutoencode
 
 PYTORCHVIDEO = "pytorchvideo."
 
@@ -60,15 +47,6 @@ class ModelSpec:
 
     name: str
     arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Training:
-    """A model with random weights, and the task that it is trained for."""
-
-    spec: ModelSpec
-    model: nn.Module
-    task: nn.Module
 
 
 def model_spec(config: Config, num_classes: int | None) -> ModelSpec:
@@ -138,57 +116,6 @@ def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[st
             "short_side": config.test.short_side or data.crop_size,
         },
     }
-
-
-def build_training(
-    config: Config, num_classes: int | None, videos: VideoList | None = None
-) -> Training:
-    """videos: what is trained on, whose classes are counted. Raises UserError."""
-    check_dial(config)
-    spec = model_spec(config, num_classes)
-    model = build_model(spec, seed=config.seed)
-    # Neither of these two changes parameters or their names.
-    stages = config.train.recompute_stages
-    if stages and not isinstance(model, Trunk):
-        raise UserError(f"train.recompute_stages={list(stages)}: only a Hiera has stages")
-    if isinstance(model, Trunk):
-        try:
-            model.recompute(stages)
-        except ValueError as e:
-            raise UserError(f"train.recompute_{e}") from e
-    if config.train.freeze_stages:
-        if not isinstance(model, Trunk):
-            raise UserError(
-                f"train.freeze_stages={config.train.freeze_stages}: only a Hiera has stages"
-            )
-        try:
-            model.freeze(config.train.freeze_stages)
-        except ValueError as e:
-            raise UserError(f"train.freeze_{e}") from e
-    if config.train.compile:
-        model.compile()
-    mean = config.data.mean
-    std = config.data.std
-    if config.task == "pretrain":
-        assert isinstance(model, MaskedAutoencoder)  # by its spec
-        try:
-            task: nn.Module = MaskedAutoencode(model, config.mae, mean=mean, std=std)
-        except ValueError as e:
-            raise UserError(f"mae.{e}") from e
-    else:
-        assert num_classes is not None  # task=classify has classes
-        weights = None
-        if videos is not None and config.classify.class_weights != "none":
-            weights = class_weights(videos.examples(num_classes), config.classify)
-        task = Classify(
-            model,
-            config.classify,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            class_weights=weights,
-        )
-    return Training(spec, model, task)
 
 
 def load_for_use(
@@ -280,73 +207,6 @@ def forward(config: Config, world: World, *, compile: bool | None = None) -> For
     )
 
 
-def train_batches(
-    config: Config, videos: VideoList, *, steps: int, first_step: int, world: World
-) -> Iterable[Batch]:
-    """This rank's batches of the steps after the first `first_step` ones. Raises UserError."""
-    batch_size = config.train.batch_size
-    if batch_size % world.size:
-        raise UserError(f"train.batch_size={batch_size} does not divide by the {world.size} ranks")
-    order = TrainingOrder(
-        train_order(config, videos),
-        batch_size=batch_size,
-        steps=steps,
-        first_step=first_step,
-        rank=world.rank,
-        world=world.size,
-    )
-    prefetch = training_prefetch(config, world.size)
-    parts = Parts(order, prefetch.part)
-    loader = make_loader(
-        training_set(config, videos), parts, ahead=prefetch.ahead, **_loading(config, world)
-    )
-    return StepBatches(loader, parts, world.device)
-
-
-def train_order(config: Config, videos: VideoList) -> Order:
-    """Raises UserError."""
-    if config.train.sampler == "shuffle":
-        return Shuffled(len(videos), seed=config.seed)
-    rows = videos.rows_by_class()
-    if config.task == "pretrain" or not rows:
-        raise UserError("train.sampler=balanced: the training videos have no labels")
-    return Balanced(rows, seed=config.seed)
-
-
-def training_prefetch(config: Config, ranks: int) -> Prefetch:
-    return _prefetch(config, config.train.batch_size // ranks, config.train.repeats, cut=True)
-
-
-def training_set(config: Config, videos: VideoList) -> ClipDataset:
-    data = config.data
-    flip = data.flip
-    if flip is None:
-        flip = 0.0 if data.directional else 0.5
-    transform = TrainCrop(
-        size=data.crop_size,
-        scale=data.crop_scale,
-        aspect=data.crop_aspect,
-        squash=data.squash,
-        levels=data.levels,
-        flip=flip,
-        magnitude=data.rand_augment,
-        num_ops=data.rand_augment_ops,
-        magnitude_std=data.rand_augment_std,
-        erase=data.erase,
-    )
-    return ClipDataset(
-        videos,
-        sample=_train_sampler(config),
-        transform=transform,
-        source=video_source(config),
-        repeats=config.train.repeats,
-        same_frames=config.train.same_frames,
-        seed=config.seed,
-        substitute=True,
-        shuffle_frames=data.shuffle_frames,
-    )
-
-
 def test_loader(
     config: Config,
     videos: VideoList,
@@ -364,8 +224,8 @@ def test_loader(
     dataset = _eval_set(config, videos, sample, crops=crops, quarantine=quarantine)
     size = config.test.batch_size
     batches = test_batches(rows, batch_size=size, rank=world.rank, world=world.size)
-    prefetch = _prefetch(config, size, (config.test.clips or 1) * crops, cut=False)
-    return make_loader(dataset, batches, ahead=prefetch.ahead, **_loading(config, world))
+    ready = prefetch(config, size, (config.test.clips or 1) * crops, cut=False)
+    return make_loader(dataset, batches, ahead=ready.ahead, **loading(config, world))
 
 
 def features_loader(
@@ -385,7 +245,7 @@ def features_loader(
     # A video that failed in an earlier run may be whole again.
     dataset = _eval_set(config, videos, sample, crops=1, quarantine=False)
     stream = ChunkStream(dataset, rows[world.rank :: world.size], first)
-    return make_chunk_loader(stream, **_loading(config, world))
+    return make_chunk_loader(stream, **loading(config, world))
 
 
 def test_sampler(config: Config) -> ClipSampler:
@@ -398,16 +258,6 @@ def test_sampler(config: Config) -> ClipSampler:
         return PyTorchVideoClips.make(name, clip_shape(config), *test.clip_sampler_args)
     except ValueError as e:
         raise UserError(f"test.clip_sampler_args={e}") from e
-
-
-def _train_sampler(config: Config) -> ClipSampler:
-    name = config.data.clip_sampler
-    shape = clip_shape(config)
-    if name == SEGMENTS:
-        return RandomSegments(shape.num_frames)
-    if name.startswith(PYTORCHVIDEO):
-        return PyTorchVideoClips.make(name.removeprefix(PYTORCHVIDEO), shape)
-    return RandomClip(shape)
 
 
 def _eval_set(
@@ -423,7 +273,7 @@ def _eval_set(
     )
 
 
-def _prefetch(config: Config, samples: int, views: int, *, cut: bool) -> Prefetch:
+def prefetch(config: Config, samples: int, views: int, *, cut: bool) -> Prefetch:
     data = config.data
     return Prefetch.make(
         samples,
@@ -434,6 +284,6 @@ def _prefetch(config: Config, samples: int, views: int, *, cut: bool) -> Prefetc
     )
 
 
-def _loading(config: Config, world: World) -> dict[str, Any]:
+def loading(config: Config, world: World) -> dict[str, Any]:
     is_cuda = world.device.type == "cuda"
     return {"num_workers": config.data.num_workers, "pin_memory": is_cuda}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hiera_video
-from hiera_video import build
+from hiera_video import build_training
 from hiera_video.config import load_config
 from hiera_video.data.dataset import Key, collate
 from hiera_video.data.loading import to_device
@@ -130,7 +130,7 @@ def steps_of(world, shapes, folder, cfg, *more):
     config = load_config(ROOT / cfg, [*given, "train.accumulate=2", "train.precision=bfloat16"])
     stage = TrainStage(config, world, read_inputs(config))
     run = stage._assemble(None, RunLog(None))
-    dataset = build.training_set(config, stage.videos)
+    dataset = build_training.training_set(config, stage.videos)
     batch = collate([dataset[Key(0, row)] for row in range(8)])
     batch = {k: v.pin_memory() if k in ("clip", "label") else v for k, v in batch.items()}
     dataset.source.close()

@@ -28,7 +28,8 @@ ROOMS = {
     ),
 }
 ROOMS["export"] = (*ROOMS["inference"], "inference")
-ROOMS["stages"] = (*ROOMS["build"], "build")
+ROOMS["build_training"] = (*ROOMS["build"], "build")
+ROOMS["stages"] = (*ROOMS["build_training"], "build_training")
 ROOMS["study"] = (*ROOMS["stages"], "stages")
 ROOMS["commands"] = (*ROOMS["study"], "study", "export")
 ROOMS["__main__"] = ("system", "commands")

@@ -73,7 +73,7 @@ def test_a_run_on_shards_ends_as_one_on_files(shapes, shards, tmp_path):
 PROGRAM = """
 import sys
 import torch
-from hiera_video import build
+from hiera_video import build, build_training
 from hiera_video.config import load_config
 from hiera_video.data.lists import read_videos
 from hiera_video.system.distributed import World
@@ -81,7 +81,7 @@ from hiera_video.system.distributed import World
 config = load_config("tests/configs/finetune.yaml", [*sys.argv[2:], "train.batch_size=8"])
 videos = read_videos("train.csv", root=sys.argv[1])
 world = World(0, 1, torch.device("cpu"))
-for batch in build.train_batches(config, videos, steps=4, first_step=0, world=world):
+for batch in build_training.train_batches(config, videos, steps=4, first_step=0, world=world):
     assert not batch["bad"]
 """
 

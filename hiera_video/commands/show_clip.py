@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hiera_video import build
+from hiera_video import build, build_training
 from hiera_video.commands.arguments import add_config, make_parser
 from hiera_video.config import Config, load_config
 from hiera_video.data.dataset import Batch
@@ -62,7 +62,7 @@ def show(config: Config, args: argparse.Namespace) -> None:
     videos = read_list(config, key)
     with join_world("cpu") as world:
         if args.split == "train":
-            batches = build.train_batches(
+            batches = build_training.train_batches(
                 config, videos, steps=args.step + 1, first_step=args.step, world=world
             )
         else:

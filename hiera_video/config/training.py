@@ -47,6 +47,11 @@ class TrainConfig:
     # First stages of a Hiera (0 to 4) that are not trained, and the embeddings with them; 0: all is
     # trained.
     freeze_stages: int = 0
+    # Rank of LoRA in the blocks of a Hiera that are not frozen, whose own weights then stay as they
+    # are; 0 is off. Checkpoints hold the merged weights.
+    lora_rank: int = 0
+    # LoRA's product is scaled by lora_alpha / lora_rank.
+    lora_alpha: float = 16.0
     # Decay of an average of the weights, which is then kept and tested; 0 is off.
     ema: float = 0.0
     # Steps in a row whose gradients are not finite, at which the run stops; they reach no weights.
@@ -71,8 +76,8 @@ class TrainConfig:
         require_one_of("train.sampler", self.sampler, SAMPLERS)
         require_one_of("train.parallel", self.parallel, PARALLELS)
         require_positive("train", self, "epochs batch_size repeats accumulate max_skipped")
-        require_positive("train", self, "log_every save_every keep")
-        require_not_negative("train", self, "val_every keep_every freeze_stages")
+        require_positive("train", self, "log_every save_every keep lora_alpha")
+        require_not_negative("train", self, "val_every keep_every freeze_stages lora_rank")
         require_not_negative("train", self, "patience")
         if self.patience and not self.val_every:
             raise UserError(f"train.patience={self.patience} needs train.val_every")

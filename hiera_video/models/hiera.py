@@ -190,11 +190,13 @@ class Trunk(nn.Module):
         if stages == 0:
             return
         self.frozen_blocks = self.stage_ends[stages - 1] + 1
-        embeddings = [p for name, p in self.named_parameters() if name.startswith("pos_embed")]
-        embeddings += self.patch_embed.parameters()
-        for parameter in embeddings:
-            parameter.requires_grad_(False)
+        self.freeze_embeddings()
         self.blocks[: self.frozen_blocks].requires_grad_(False)
+
+    def freeze_embeddings(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith(("pos_embed", "patch_embed.")):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Trunk":
         super().train(mode)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from hiera_video import build
+from hiera_video import build_training
 from hiera_video.config import Config
 from hiera_video.config.sections import DECODERS
 from hiera_video.data.dataset import Key, collate
@@ -135,7 +135,7 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
 
 def describe_loader(stage: TrainStage, ranks: int) -> None:
     """What the workers hold ready lies in shared memory, of which a container may have little."""
-    prefetch = build.training_prefetch(stage.config, ranks)
+    prefetch = build_training.training_prefetch(stage.config, ranks)
     ready_gib = prefetch.bytes / 2**30
     here = min(ranks, max(torch.cuda.device_count(), 1))
     say("loader", f"{prefetch.num_workers} worker(s) a rank hold up to {ready_gib:.2f} GiB ready")
@@ -188,7 +188,7 @@ def time_decoding(stage: TrainStage) -> tuple[float, list[tuple[str, str]]]:
         data=replace(stage.config.data, num_workers=0),
         train=replace(stage.config.train, batch_size=1),
     )
-    batches = build.train_batches(
+    batches = build_training.train_batches(
         config, stage.videos, steps=DECODED + 1, first_step=0, world=stage.world
     )
     bad = []
@@ -221,7 +221,7 @@ def step_cost(stage: TrainStage, share: int) -> StepCost:
 def measure_step(stage: TrainStage, videos: int) -> StepCost:
     """Raises UserError where no video can be read."""
     world = stage.world
-    dataset = build.training_set(stage.config, stage.videos)
+    dataset = build_training.training_set(stage.config, stage.videos)
     batch = collate([dataset[Key(0, k % len(stage.videos))] for k in range(videos)])
     dataset.source.close()
     if batch["clip"] is None:

@@ -1,6 +1,6 @@
 """What a training run leaves on the disk: checkpoints, the best one, the state it stopped in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,8 +48,11 @@ class Keeper:
 
     def weights(self) -> dict[str, Tensor]:
         """What a checkpoint would hold now, put together, on the host of every rank."""
-        kept = self._state.weights_to_keep()
-        return {name: full_tensor(tensor.detach()).cpu() for name, tensor in kept.items()}
+
+        def on_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: full_tensor(tensor.detach()).cpu() for name, tensor in tensors}
+
+        return self._state.weights_to_keep(on_host)
 
     def note_validation(self, step: int, top1: float) -> bool:
         """top1: rank 0's counts. Returns whether it is the best so far."""

@@ -8,10 +8,11 @@ from typing import NoReturn
 import numpy as np
 from torch import nn
 
-from hiera_video import build
+from hiera_video import build, build_training
 from hiera_video.config import Config
 from hiera_video.data.lists import VideoList
 from hiera_video.evaluation.multilabel import best_thresholds
+from hiera_video.models.hiera import Trunk
 from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper, some_of
@@ -55,12 +56,15 @@ class TrainStage:
         self.class_names = inputs[self.key].classes.names
         self.plan = Plan.make(config.train, config.optim, len(self.videos))
         self.checkpoints = Path(config.output) / "checkpoints"
-        training = build.build_training(config, inputs[self.key].classes.count, self.videos)
-        build.train_order(config, self.videos)  # for its error
+        training = build_training.make_training(config, inputs[self.key].classes.count, self.videos)
+        build_training.train_order(config, self.videos)  # for its error
         self.spec = training.spec
         self.model = training.model
         self.task = training.task
         self.init_report = self._load_initial_weights()
+        self.lora = build_training.lora_of(config)
+        if newest(self.checkpoints) is None:
+            self._add_lora()
         try:
             # For its errors; run() makes the one that is used, when the parameters are in place.
             make_optimizer(self.model, config.optim)
@@ -106,7 +110,7 @@ class TrainStage:
                 return
         train(
             run,
-            build.train_batches(
+            build_training.train_batches(
                 self.config,
                 self.videos,
                 steps=self.plan.steps,
@@ -200,17 +204,23 @@ class TrainStage:
         except ValueError as e:
             raise UserError(f"init.weights: {e}") from e
 
+    def _add_lora(self) -> None:
+        if self.lora is not None:
+            assert isinstance(self.model, Trunk)  # or make_training raised
+            self.lora.add_to(self.model, seed=self.config.seed)
+
     def _assemble(self, checkpoint: Path | None, log: RunLog) -> TrainRun:
         """The run in the state of the checkpoint, or at its beginning."""
         config = self.config
         if checkpoint is not None:
             build.load_for_use(self.model, checkpoint, key="cannot resume")
+            self._add_lora()
         units = sharded_units(self.model)
         wrapped = self.world.wrap(self.task, config.train.parallel, units)
         optimizer = make_optimizer(self.model, config.optim)
         ema = Ema(self.model, config.train.ema) if config.train.ema else None
         if checkpoint is not None:
-            restore(checkpoint, TrainState(self.model, optimizer, ema))
+            restore(checkpoint, TrainState(self.model, optimizer, ema, self.lora))
             step = checkpoint_step(checkpoint)
             log.say(f"continuing after step {step} of {self.plan.steps}, from {checkpoint}")
         return TrainRun(
@@ -228,7 +238,7 @@ class TrainStage:
     def _keeper(self, run: TrainRun, log: RunLog) -> Keeper:
         return Keeper(
             Path(self.config.output),
-            TrainState(self.model, run.optimizer, run.ema),
+            TrainState(self.model, run.optimizer, run.ema, self.lora),
             metadata=build.build_metadata(self.config, self.spec, self.class_names),
             config=self.config.train,
             plan=self.plan,
@@ -259,13 +269,11 @@ class TrainStage:
             f"{config.train.batch_size} videos x {config.train.repeats} clips; "
             f"an effective epoch is {self.plan.steps_per_epoch:.4g} steps"
         )
-        if config.train.freeze_stages:
+        frozen = [f"train.{k}" for k in ("freeze_stages", "lora_rank") if getattr(config.train, k)]
+        if frozen:
             trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             every = sum(p.numel() for p in self.model.parameters())
-            lines.append(
-                f"train.freeze_stages={config.train.freeze_stages}: {trained:,} of {every:,} "
-                "parameters are trained"
-            )
+            lines.append(f"{' and '.join(frozen)}: {trained:,} of {every:,} parameters are trained")
             if config.init.weights is None:
                 lines.append("WARNING: random weights are frozen; set init.weights")
         if config.train.precision == "auto":
@@ -273,7 +281,7 @@ class TrainStage:
             lines.append(f"train.precision=auto: {found} on this device")
         lines.append(self.describe_learning_rate())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        ready = build.training_prefetch(config, self.world.size).bytes * ranks_here
+        ready = build_training.training_prefetch(config, self.world.size).bytes * ranks_here
         ready_gib = ready / 2**30
         free = shared_free_gib()
         if free is not None and ready_gib > free:

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from hiera_video.models.lora import Lora
 from hiera_video.models.weights import metadata_entry, read_weights
 from hiera_video.system.distributed import World, full_tensor, placed_like
 from hiera_video.system.errors import RunStopped, UserError
@@ -32,6 +33,7 @@ TEMPORARY = ".writing_"
 REMOVED = ".removing_"
 FILES = ("model.safetensors", "train_state.pt")
 CHECKSUMS = "checksums.json"
+Gather = Callable[[Iterable[tuple[str, Tensor]]], dict[str, Tensor]]  # from shards, on the host
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,25 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None  # the average of the model's weights, where one is kept
+    lora: Lora | None = None  # that the model has
 
-    def weights_to_keep(self) -> dict[str, Tensor]:
-        """The model's state, with the average in the place of its parameters; maybe in shards."""
-        return self.model.state_dict() | ({} if self.ema is None else self.ema.average)
+    def weights_to_keep(self, gather: Gather) -> dict[str, Tensor]:
+        """The model's state, with the average in the place of its parameters, and LoRA merged."""
+        average = {} if self.ema is None else self.ema.average
+        weights = gather((self.model.state_dict() | average).items())
+        return weights if self.lora is None else self.lora.merged(weights)
+
+    def beside_kept(self) -> Iterator[tuple[str, Tensor]]:
+        """What those do not tell: the parameters, where an average or LoRA stands in their place.
+
+        And the average, where it was merged.
+        """
+        if self.ema is None and self.lora is None:
+            return
+        for name, parameter in self.model.named_parameters():
+            yield f"weights.{name}", parameter
+            if self.ema is not None and self.lora is not None and parameter.requires_grad:
+                yield f"average.{name}", self.ema.average[name]
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         """("optimizer.<parameter>.<what>", tensor), in the order of the model's parameters."""
@@ -79,10 +96,8 @@ class Snapshot:
                     held[name] = tensor.cpu().contiguous()
             return held
 
-        content = {"step": step, **on_host(state.optimizer_state())}
-        if state.ema is not None:
-            content |= on_host((f"weights.{n}", p) for n, p in state.model.named_parameters())
-        return cls(step, on_host(state.weights_to_keep().items()), content, metadata)
+        content = {"step": step, **on_host(state.optimizer_state()), **on_host(state.beside_kept())}
+        return cls(step, state.weights_to_keep(on_host), content, metadata)
 
 
 def save_checkpoint(
@@ -235,17 +250,22 @@ def checkpoint_step(checkpoint: Path | None) -> int:
 def restore(checkpoint: Path, state: TrainState) -> None:
     """Brings the optimizer's state back, and the average of the weights.
 
-    The model was loaded from the checkpoint before. Where an average is kept it holds that; then
-    the weights themselves are brought back, too.
+    The model was loaded from the checkpoint before, LoRA left out. Where that holds an average, or
+    merged weights, the parameters themselves are brought back, too.
     """
     file = checkpoint / "train_state.pt"
     # Mapped, and copied tensor by tensor: every rank of a machine reads the same pages.
     stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if state.ema is not None:
+    if state.ema is not None or state.lora is not None:
         with torch.no_grad():
             for name, parameter in state.model.named_parameters():
-                state.ema.average[name].copy_(parameter)
-                parameter.copy_(placed_like(stored[f"weights.{name}"], parameter))
+                weights = placed_like(stored[f"weights.{name}"], parameter)
+                if state.ema is not None:
+                    average = parameter if state.lora is None else weights
+                    if f"average.{name}" in stored:
+                        average = placed_like(stored[f"average.{name}"], parameter)
+                    state.ema.average[name].copy_(average)
+                parameter.copy_(weights)
     for name, parameter in state.model.named_parameters():
         prefix = f"optimizer.{name}."
         found = {key.removeprefix(prefix): stored[key] for key in stored if key.startswith(prefix)}

@@ -12,7 +12,7 @@ from run_folders import memory_of_group
 PROGRAM = """
 import sys
 import torch
-from hiera_video import build
+from hiera_video import build, build_training
 from hiera_video.config import load_config
 from hiera_video.data.lists import read_videos
 from hiera_video.system.distributed import World
@@ -20,7 +20,7 @@ from hiera_video.system.distributed import World
 config = load_config("configs/K400/hiera_b_16x4_mae.yaml", sys.argv[2:])
 videos = read_videos("list.csv", root=sys.argv[1])
 world = World(0, 8, torch.device("cpu"))
-batches = iter(build.train_batches(config, videos, steps=4, first_step=0, world=world))
+batches = iter(build_training.train_batches(config, videos, steps=4, first_step=0, world=world))
 print("ready", flush=True)
 input()
 for _ in range(4):

@@ -21,7 +21,7 @@ def private_bytes():
 def draw(folder, file, rank, together, found):
     import torch
 
-    from hiera_video import build
+    from hiera_video import build_training
     from hiera_video.config import load_config
     from hiera_video.data.lists import read_videos
     from hiera_video.system.distributed import World
@@ -32,7 +32,7 @@ def draw(folder, file, rank, together, found):
     cpu = time.process_time()
     videos = read_videos(file, root=folder)
     world = World(rank, RANKS, torch.device("cpu"))
-    batches = build.train_batches(config, videos, steps=1000, first_step=0, world=world)
+    batches = build_training.train_batches(config, videos, steps=1000, first_step=0, world=world)
     keys = list(islice(chain.from_iterable(batches.parts.order), KEYS))
     cpu = time.process_time() - cpu
     together.wait()  # the memory of all at once

@@ -1,0 +1,79 @@
+"""Low-rank adaptation (LoRA; Hu et al., ICLR 2022) of a Hiera's blocks.
+
+    y = W x + alpha / rank * B (A x)        A [rank, in], B [out, rank]
+
+W and everything else in the blocks and the embeddings stay as they are; A, B and what comes after
+the blocks are trained. B begins at zero, so that training begins at the model as it is. The weights
+that are kept are the merged ones, W + alpha / rank * B A, under the model's own names.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.models.hiera import Block, Trunk
+from hiera_video.models.linear import Linear
+
+DOWN = "lora_a"
+UP = "lora_b"
+
+
+class LoraLinear(Linear):
+    """The layer `base` with its own parameters, and A and B beside them."""
+
+    def __init__(self, base: nn.Linear, *, rank: int, scale: float, draws: torch.Generator):
+        nn.Module.__init__(self)
+        self.in_features = base.in_features
+        self.out_features = base.out_features
+        self.scale = scale
+        self.weight = base.weight
+        self.bias = base.bias
+        bound = 1 / math.sqrt(base.in_features)
+        down = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=draws)
+        device = base.weight.device
+        self.lora_a = nn.Parameter(down.to(device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.scale * self.lora_b)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """rank: of A and B. alpha: their weight is alpha / rank."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def add_to(self, model: Trunk, *, seed: int) -> None:
+        """Beside the linear layers of attention and perceptron, in all blocks that are trained."""
+        draws = torch.Generator().manual_seed(seed)
+        model.freeze_embeddings()
+        model.blocks.requires_grad_(False)
+        for block in model.blocks[model.frozen_blocks :]:
+            assert isinstance(block, Block)
+            for part, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
+                for name in names:
+                    base = getattr(part, name)
+                    lora = LoraLinear(base, rank=self.rank, scale=self.scale, draws=draws)
+                    setattr(part, name, lora)
+
+    def merged(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a model without A and B that computes the same."""
+        kept = {}
+        for name, tensor in weights.items():
+            layer, _, what = name.rpartition(".")
+            if what in (DOWN, UP):
+                continue
+            if what == "weight" and f"{layer}.{UP}" in weights:
+                product = weights[f"{layer}.{UP}"] @ weights[f"{layer}.{DOWN}"]
+                tensor = tensor + self.scale * product
+            kept[name] = tensor
+        return kept
