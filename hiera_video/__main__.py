@@ -10,6 +10,7 @@ from hiera_video.system.errors import UserError, run_command
 COMMANDS = {
     "run": "pretrain, fine-tune, test, extract features: the stages of a config",
     "submit": "the same as a SLURM job, requeued when its machines are taken away",
+    "own": "your own videos, a folder or a table: checked, split, trained, tested",
     "predict": "class names and scores of your own videos, over time if you like",
     "find-segments": "what happens when in long videos, measured where the truth is known",
     "extract-features": "feature vectors of any list of videos",

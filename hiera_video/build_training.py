@@ -170,6 +170,7 @@ def training_set(config: Config, videos: VideoList) -> ClipDataset:
         seed=config.seed,
         substitute=True,
         shuffle_frames=data.shuffle_frames,
+        segment_share=data.segment_share,
     )
 
 

@@ -136,6 +136,9 @@ class DataConfig:
     target_fps: float = 30.0
     # Of training: random, segments or pytorchvideo.random. Testing is then uniform, or segments.
     clip_sampler: str = "random"
+    # Training: share of a clip that lies in the segment of its row, at least; at 0.5 its middle does,
+    # as is asked of windows over a whole video.
+    segment_share: float = 1.0
     # Rows that are added to a training table with segments, of what lies between them, as a share
     # of its rows.
     background_share: float = 0.0
@@ -200,6 +203,7 @@ class DataConfig:
             "prefetch_gib remote_cache_gib",
         )
         require_not_negative("data", self, "num_workers background_share background_distance_s")
+        require_share("data", self, "segment_share")
         if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):
             raise UserError(
                 f"data.levels={list(self.levels)} must be a mean from 0 to 1 and a standard "

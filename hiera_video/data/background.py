@@ -10,19 +10,39 @@ from hiera_video.system.errors import UserError
 
 
 def gaps_between(
-    segments: Sequence[tuple[float, float]], *, distance_s: float, least_s: float
+    segments: Sequence[tuple[float, float]],
+    *,
+    distance_s: float,
+    least_s: float,
+    length_s: float = 0.0,
 ) -> list[tuple[float, float]]:
-    """Parts before and between segments, `distance_s` away from them and `least_s` long or longer.
+    """Parts between segments, `distance_s` away from them and `least_s` long or longer.
 
-    What comes behind the last one is left out: a list does not know where a video ends.
+    length_s: of the video, where it is known; else what comes behind the last one is left out.
     """
     found = []
     free_from = 0.0
-    for start, end in sorted(segments):
+    behind = length_s + distance_s
+    for start, end in [*sorted(segments), (behind, behind)]:
         if start - distance_s - free_from >= least_s:
             found.append((free_from, start - distance_s))
         free_from = max(free_from, end + distance_s)
     return found
+
+
+Gap = tuple[str, float, float]  # path, start and end in seconds
+
+
+def spread_over(gaps: Sequence[Gap], count: int) -> list[Gap]:
+    """`count` of the gaps, evenly over the time of all: long ones come more often than short ones.
+
+    None where there is no gap.
+    """
+    if not gaps:
+        return []
+    lengths = np.cumsum([end - start for _, start, end in gaps])
+    places = (np.arange(count) + 0.5) / count * lengths[-1]
+    return [gaps[k] for k in np.searchsorted(lengths, places)]
 
 
 def with_background(
@@ -49,14 +69,9 @@ def with_background(
             f"data.background_share: no gap between segments of {key} is {least_s:.2f} s long, "
             f"{distance_s:g} s away from them"
         )
-    lengths = np.cumsum([end - start for _, start, end in gaps])
-    count = max(1, round(share * len(videos)))
-    # Evenly over the time of all gaps.
-    places = (np.arange(count) + 0.5) / count * lengths[-1]
     records = [videos.line(row) for row in range(len(videos))]
     segments = [videos.segment(row) or (np.nan, np.nan) for row in range(len(videos))]
-    for k in np.searchsorted(lengths, places):
-        path, start, end = gaps[k]
+    for path, start, end in spread_over(gaps, max(1, round(share * len(videos)))):
         cells = dict.fromkeys(videos.header, "")
         cells |= {PATH: path, LABEL: label, START: f"{start:.3f}", END: f"{end:.3f}"}
         records.append(as_csv([cells[name] for name in videos.header]))

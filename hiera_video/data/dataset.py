@@ -56,7 +56,8 @@ class ClipDataset(Dataset):
     sample: chooses frames. transform: makes views of them. repeats: draws of `sample` a video; with
     same_frames it draws once, and the views alone differ.
     substitute: a row that cannot be read is replaced by the next good one (training); else it is
-    only reported (testing). shuffle_frames: each clip's frames in a random order.
+    only reported (testing). shuffle_frames: each clip's frames in a random order. segment_share: of
+    a clip, that lies in the segment of its row.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ClipDataset(Dataset):
         seed: int = 0,
         substitute: bool = False,
         shuffle_frames: bool = False,
+        segment_share: float = 1.0,
     ):
         self.videos = videos
         self.sample = sample
@@ -81,6 +83,7 @@ class ClipDataset(Dataset):
         self.seed = seed
         self.substitute = substitute
         self.shuffle_frames = shuffle_frames
+        self.segment_share = segment_share
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -143,7 +146,11 @@ class ClipDataset(Dataset):
             return 0, count
         try:
             return segment_frames(
-                *segment, num_frames_in_video=count, fps=fps, span=self.sample.span(fps)
+                *segment,
+                num_frames_in_video=count,
+                fps=fps,
+                span=self.sample.span(fps),
+                share=self.segment_share,
             )
         except ValueError as e:
             raise Refused(str(e)) from e

@@ -8,17 +8,15 @@ data-loader workers then share the memory instead of copying it row by row.
 
 import hashlib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hiera_video.data.flat import FlatSets, FlatTexts
 from hiera_video.data.tables import (
-    NO_LABEL,
     PATH,
-    SEVERAL_LABELS,
     SHARD,
     Cells,
     Places,
@@ -35,8 +33,6 @@ from hiera_video.data.tables import (
 from hiera_video.system.errors import UserError
 from hiera_video.system.files import exists, join, local
 
-# What check_labels says of labels that are none.
-WITHOUT = {NO_LABEL: "has no label", SEVERAL_LABELS: "has several labels"}
 # Rows looked up before a run starts, to tell a wrong data.root from a few missing files.
 LOOKED_UP = 20
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -61,8 +57,8 @@ class VideoList:
         table: Table | None = None,
     ):
         """table: the rows, where the list is one; then `paths` is of no matter."""
-        self._records = _Texts(table.records) if table else None
-        self._paths: Texts = _Texts(paths)
+        self._records = FlatTexts(table.records) if table else None
+        self._paths: Texts = FlatTexts(paths)
         if table is not None and self._records is not None:
             self._paths = Cells(self._records, table.header.index(PATH))
         self._places: Texts = self._paths
@@ -77,7 +73,7 @@ class VideoList:
         segments = np.asarray(table.segments if table else [], dtype=np.float64).reshape(-1, 2)
         # Seconds, [rows, 2].
         self._segments = segments if np.isfinite(segments).any() else None
-        self._sets: _Sets | None = None
+        self._sets: FlatSets | None = None
 
     @classmethod
     def from_records(cls, table: Table, *, root: str, source: str) -> "VideoList":
@@ -136,7 +132,7 @@ class VideoList:
                         f"none of the {count} classes"
                     )
         listed = self.subset(list(range(len(self))))
-        listed._sets = _Sets([[number[text] for text in labels] for labels in texts], count)
+        listed._sets = FlatSets([[number[text] for text in labels] for labels in texts], count)
         return listed
 
     def rows_by_class(self) -> list[np.ndarray]:
@@ -187,7 +183,7 @@ class VideoList:
             table=table,
         )
         if self._sets is not None:
-            part._sets = _Sets([self.label_set(i) for i in rows], self._sets.count)
+            part._sets = FlatSets([self.label_set(i) for i in rows], self._sets.count)
         return part
 
     def whole_videos(self) -> "VideoList":
@@ -269,36 +265,6 @@ class VideoList:
     def head(self) -> str:
         """What comes before the rows in a list of this kind: a table's header, or nothing."""
         return "" if self.header is None else as_csv(self.header) + "\n"
-
-
-class _Sets:
-    """Numbers of every row in one flat array; count: how many there are to choose from."""
-
-    def __init__(self, sets: Sequence[Sequence[int]], count: int):
-        self.count = count
-        self.flat = np.array([k for numbers in sets for k in numbers], dtype=np.int64)
-        self._ends = np.cumsum([len(numbers) for numbers in sets], dtype=np.int64)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        start = self._ends[i - 1] if i else 0
-        return self.flat[start : self._ends[i]]
-
-    def owners(self) -> np.ndarray:
-        """The row of every number in `flat`."""
-        return np.repeat(np.arange(len(self._ends)), np.diff(self._ends, prepend=0))
-
-
-class _Texts:
-    """Texts in one flat array of bytes."""
-
-    def __init__(self, texts: list[str]):
-        encoded = [os.fsencode(text) for text in texts]
-        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-
-    def __getitem__(self, i: int) -> str:
-        start = self._ends[i - 1] if i else 0
-        return os.fsdecode(self._text[start : self._ends[i]].tobytes())
 
 
 def read_videos(source: str | Path, *, root: str | Path = "", key: str = "data.train") -> VideoList:
@@ -389,31 +355,3 @@ def _read_folders(folder: Path, key: str) -> VideoList:
             f"{key}: {folder} has no class folders with videos ({', '.join(VIDEO_SUFFIXES)}) in it"
         )
     return VideoList(paths, labels, root=str(folder), source=str(folder), classes=tuple(classes))
-
-
-def read_class_names(file: str, *, root: str, key: str) -> list[str]:
-    """One name a line, of a file under `root` or, if it is not there, as named.
-
-    key: what named the file, for the message. Raises UserError.
-    """
-    for name in (join(root, file), file):
-        try:
-            if exists(name):
-                return Path(local(name)).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"{key}: {name}: {e}") from e
-    raise UserError(f"{key}: there is no file {file}, here or under data.root")
-
-
-def check_labels(videos: VideoList, num_classes: int, *, key: str) -> None:
-    """Raises UserError for the first row whose label is missing or not in [0, num_classes)."""
-    wrong = np.flatnonzero((videos.labels < 0) | (videos.labels >= num_classes))
-    if len(wrong):
-        row = int(wrong[0])
-        label = int(videos.labels[wrong[0]])
-        what = WITHOUT.get(label, f"has label {label}")
-        raise UserError(
-            f"{key}: row {row + 1} of {videos.source} ({videos.written(row)}) {what}, but the "
-            f"model has {num_classes} classes, 0 to {num_classes - 1}; "
-            f"set model.num_classes or mend the list ({len(wrong)} such rows)"
-        )

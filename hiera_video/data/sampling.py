@@ -193,19 +193,30 @@ def _check(num_frames_in_video: int, fps: float, **positive: int) -> None:
 
 
 def segment_frames(
-    start_s: float, end_s: float, *, num_frames_in_video: int, fps: float, span: float = 0
+    start_s: float,
+    end_s: float,
+    *,
+    num_frames_in_video: int,
+    fps: float,
+    span: float = 0,
+    share: float = 1,
 ) -> tuple[int, int]:
     """(first, count): the frames of a video that clips of a segment are drawn from.
 
     Frames shown in [start_s, end_s), at least one. A segment shorter than `span`, the length of a
     clip in frames, is widened to it about its middle; `first` may then be negative, and the last
-    frame lie behind the video's end. Raises ValueError for a segment that begins behind the end.
+    frame lie behind the video's end. share: of a clip, that lies in the segment at least; what is
+    left may reach beyond it, inside the video. Raises ValueError for a segment that begins behind
+    the end.
     """
     first = math.ceil(start_s * fps - 1e-6)
     if first >= num_frames_in_video:
         length = num_frames_in_video / fps
         raise ValueError(f"the segment from {start_s:g} s begins behind the end, {length:.3f} s")
     last = min(math.ceil(end_s * fps - 1e-6), num_frames_in_video)
+    beyond = round((1 - share) * span)
+    first = max(first - beyond, 0)
+    last = min(last + beyond, num_frames_in_video)
     count = max(last - first, 1)
     if count >= span:
         return first, count

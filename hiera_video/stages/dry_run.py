@@ -106,7 +106,9 @@ def estimate_cost(stage: TrainStage, ranks: int) -> None:
     free = free_gib(stage.world.device)  # before the allocator takes its part
     step = step_cost(stage, share)
     held = sum(t.numel() * t.element_size() for t in stage.task.state_dict().values()) / 2**30
-    rest = 4 * held  # weights, their gradients, two moments
+    trained = sum(p.numel() * p.element_size() for p in stage.model.parameters() if p.requires_grad)
+    # Weights, the gradients and two moments of those that are trained, an average.
+    rest = held + 3 * trained / 2**30 + (held if config.train.ema else 0)
     total_gib = step.gib + rest
     at_once = -(-share // config.train.accumulate)
     place = "the GPU" if stage.world.device.type == "cuda" else "the machine"

@@ -5,13 +5,8 @@ from pathlib import Path
 
 from hiera_video.config import Config
 from hiera_video.data.background import with_background
-from hiera_video.data.lists import (
-    VideoList,
-    check_labels,
-    read_class_names,
-    read_lists,
-    read_videos,
-)
+from hiera_video.data.classes import check_labels, read_class_names
+from hiera_video.data.lists import VideoList, read_lists, read_videos
 from hiera_video.models.weights import weights_file
 from hiera_video.system.errors import UserError
 from hiera_video.system.stores import register_handlers
@@ -125,7 +120,7 @@ def _with_background(config: Config, videos: VideoList) -> VideoList:
         data.background_share,
         label=data.background_class or "",
         distance_s=data.background_distance_s,
-        least_s=data.num_frames * data.sampling_rate / data.target_fps,
+        least_s=data.segment_share * data.num_frames * data.sampling_rate / data.target_fps,
         key="data.train",
     )
 

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from hiera_video.data.lists import check_labels, read_videos
+from hiera_video.data.classes import check_labels
+from hiera_video.data.lists import read_videos
 from hiera_video.system.errors import UserError
 
 

@@ -6,9 +6,10 @@ from conftest import ROOT, start
 
 from hiera_video.config import load_config
 from hiera_video.data.background import gaps_between, with_background
+from hiera_video.data.classes import check_labels
 from hiera_video.data.dataset import ClipDataset, Key
 from hiera_video.data.decode.source import VideoSource
-from hiera_video.data.lists import check_labels, read_videos
+from hiera_video.data.lists import read_videos
 from hiera_video.data.sampling import (
     ClipShape,
     RandomClip,
@@ -144,6 +145,20 @@ def test_a_segment_shorter_than_a_clip_is_centred(sample):
     assert (clip[:, 0] == 37).all() and (clip[:, -1] == 52).all()
     early = drawn(sample, (0.0, 0.1))
     assert early.min() < 0  # clamped to the video by the data set
+
+
+def test_clips_may_reach_beyond_their_segment():
+    """At a share of a half the middle of every clip lies in it, and all such clips are drawn."""
+    sample = RandomClip(SHAPE)
+    middles = set()
+    for seed in range(300):
+        first, count = segment_frames(
+            1.0, 1.5, num_frames_in_video=90, fps=30.0, span=sample.span(30.0), share=0.5
+        )
+        clip = first + sample(count, 30.0, np.random.default_rng(seed))
+        middles.add(int(clip[0, 0]) + 8)
+    assert middles == set(range(30, 45))
+    assert segment_frames(0.0, 0.5, num_frames_in_video=90, fps=30.0, span=16, share=0.5) == (0, 23)
 
 
 def test_a_segment_behind_the_end_is_named():

@@ -1,0 +1,318 @@
+"""One's own videos, a folder of class folders or a table: checked, split, written as lists."""
+
+import dataclasses
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hiera_video.data.background import gaps_between, spread_over
+from hiera_video.data.decode.source import VideoSource
+from hiera_video.data.lists import VideoList, read_videos
+from hiera_video.data.splits import split_by_groups
+from hiera_video.data.tables import END, LABEL, PATH, SEVERAL, START, as_csv, split_labels
+from hiera_video.system.errors import UserError, VideoError
+from hiera_video.system.files import exists, write_csv, write_text
+
+NOTHING = "nothing"  # the class of the background
+SPLIT = "split"  # column that says in which list a row is
+GROUP = "group"  # column whose values stay together
+PARTS = ("train", "val", "test")
+SHARES = (0.7, 0.1, 0.2)
+DISTANCE_S = 0.3  # of the background from segments
+NAMED = 3  # examples in a message
+
+
+@dataclass(frozen=True)
+class Row:
+    path: str  # as written
+    labels: tuple[str, ...]
+    segment: tuple[float, float] | None
+    group: str
+    part: str  # of PARTS, or empty: to be drawn
+
+
+@dataclass(frozen=True)
+class OwnVideos:
+    root: Path
+    rows: list[Row]
+    names: list[str]  # of the classes
+    multilabel: bool  # a row may have several, or none
+
+    @property
+    def has_segments(self) -> bool:
+        return any(row.segment is not None for row in self.rows)
+
+    def numbers(self, row: Row) -> list[int]:
+        return [self.names.index(label) for label in row.labels]
+
+    def balance(self) -> float:
+        """Rows of the most frequent class, as a multiple of the rarest one's."""
+        counts = Counter(label for row in self.rows for label in row.labels)
+        return max(counts.values()) / min(counts.values())
+
+
+def read_own(source: Path, *, group: str | None, say: Callable[[str], None]) -> OwnVideos:
+    """group: column of a table whose values stay together; default: `group`, where there is one.
+
+    Raises UserError.
+    """
+    if not source.exists():
+        raise UserError(f"there is no folder or table {source}")
+    videos = read_videos(source.absolute(), key="videos")
+    is_folder = source.is_dir()
+    if not is_folder and videos.header is None:
+        raise UserError(
+            f"{source} is neither a folder of class folders nor a table (its first line needs the "
+            "columns path and label)"
+        )
+    if not is_folder and LABEL not in (videos.header or ()):
+        raise UserError(f"{source} has no column {LABEL}")
+    rows = _rows(videos, source, group)
+    labelled = [row for row in rows if row.labels]
+    multilabel = any(len(row.labels) > 1 for row in rows)
+    if not multilabel and len(labelled) < len(rows):
+        say(f"{len(rows) - len(labelled)} rows have no label and are left out")
+        rows = labelled
+    names = sorted({label for row in rows for label in row.labels}, key=_by_number)
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no label"
+        raise UserError(f"{source} has {found}: there is nothing to tell apart")
+    root = source.absolute() if is_folder else source.absolute().parent
+    own = OwnVideos(root, rows, names, multilabel)
+    _check_groups(own, source)
+    _say_overlaps(own, say)
+    return own
+
+
+def _rows(videos: VideoList, source: Path, group: str | None) -> list[Row]:
+    """Raises UserError."""
+    columns = {}
+    for name in (group or GROUP, SPLIT):
+        columns[name] = videos.column(name)
+    groups = columns[group or GROUP]
+    if group is not None and groups is None:
+        raise UserError(f"--group {group}: {source} has no such column")
+    splits = columns[SPLIT] or [""] * len(videos)
+    rows = []
+    for i, part in enumerate(splits):
+        where = f"row {i + 1} of {source}"
+        if part not in (*PARTS, "") or (part == "" and any(splits)):
+            raise UserError(f"{where}: {SPLIT}={part!r} must be one of {', '.join(PARTS)}")
+        if source.is_dir():
+            labels: Sequence[str] = [videos.classes[videos.label(i)]]
+        else:
+            labels = split_labels(videos.label_text(i))
+        path = videos.written(i)
+        together = groups[i] if groups is not None and groups[i] else path
+        for label in labels:
+            if not _is_unicode(label):
+                raise UserError(f"{where}: the label {label!r} is not UTF-8: save it as UTF-8")
+        rows.append(Row(path, tuple(dict.fromkeys(labels)), videos.segment(i), together, part))
+    return rows
+
+
+def _check_groups(own: OwnVideos, source: Path) -> None:
+    """Raises UserError where a split is impossible, or a given one leaks."""
+    of_video: dict[str, str] = {}
+    for row in own.rows:
+        if of_video.setdefault(row.path, row.group) != row.group:
+            raise UserError(
+                f"{source}: {row.path} is in the groups {of_video[row.path]!r} and "
+                f"{row.group!r}: a video belongs to one"
+            )
+    of_group: dict[str, str] = {}
+    for row in own.rows:
+        if of_group.setdefault(row.group, row.part) != row.part:
+            raise UserError(
+                f"{source}: {row.group!r} is in {of_group[row.group]} and in {row.part} (column "
+                f"{SPLIT}): what is tested would have been trained on"
+            )
+    given = {row.part for row in own.rows}
+    if given != {""} and not {"train", "test"} <= given:
+        raise UserError(f"{source}: the column {SPLIT} needs rows of train and of test")
+    if len(of_group) < 2:
+        what = "one video" if len(of_video) == 1 else f"one group of {len(of_video)} videos"
+        raise UserError(f"{source} has {what}: training and testing need one each")
+
+
+def _say_overlaps(own: OwnVideos, say: Callable[[str], None]) -> None:
+    """Moments of one video under two labels, where a row has one."""
+    if own.multilabel:
+        return
+    of_video: dict[str, list[Row]] = {}
+    for row in own.rows:
+        of_video.setdefault(row.path, []).append(row)
+    found = []
+    for path, rows in of_video.items():
+        rows.sort(key=lambda row: row.segment or (0.0, math.inf))
+        for one, other in zip(rows, rows[1:]):
+            first = one.segment or (0.0, math.inf)
+            second = other.segment or (0.0, math.inf)
+            if second[0] < first[1] and one.labels != other.labels:
+                found.append(f"{path}: {one.labels[0]} to {first[1]:g} s, {other.labels[0]}")
+                found[-1] += f" from {second[0]:g} s"
+    if found:
+        say(
+            f"WARNING: {len(found)} pairs of segments overlap under other labels "
+            f"({'; '.join(found[:NAMED])}): what happens at once can be learned as several labels "
+            f"of one row, joined by {SEVERAL}"
+        )
+
+
+# -- files
+
+
+def measure_videos(own: OwnVideos, source: VideoSource) -> tuple[dict[str, float], dict[str, str]]:
+    """(path -> seconds, path -> why it cannot be read) of every video."""
+    lengths_s = {}
+    unread = {}
+    paths = list(dict.fromkeys(row.path for row in own.rows))
+    for path in tqdm(paths, unit="videos", disable=not sys.stderr.isatty()):
+        file = str(own.root / path)
+        if not exists(file):
+            unread[path] = "there is no such file"
+            continue
+        try:
+            with source.open(file) as video:
+                video.get([0])
+                lengths_s[path] = video.info.num_frames / video.info.fps
+        except VideoError as e:
+            unread[path] = str(e)
+    source.close()
+    return lengths_s, unread
+
+
+def without_unread(
+    own: OwnVideos, lengths_s: Mapping[str, float], unread: Mapping[str, str], source: Path
+) -> OwnVideos:
+    """The rows whose videos can be read. Raises UserError: too few, or a segment outside."""
+    if len(unread) > len(lengths_s):
+        path, reason = next(iter(unread.items()))
+        raise UserError(
+            f"{source}: {len(unread)} of {len(unread) + len(lengths_s)} videos cannot be read, "
+            f"such as {path}: {reason}"
+        )
+    outside = []
+    for row in own.rows:
+        if row.segment is not None and row.segment[0] >= lengths_s.get(row.path, math.inf):
+            length_s = lengths_s[row.path]
+            outside.append(f"{row.path} at {row.segment[0]:g} s, of {length_s:.2f} s")
+    if outside:
+        raise UserError(
+            f"{source}: {len(outside)} segments begin behind the end of their video: "
+            f"{', '.join(outside[:NAMED])}"
+        )
+    rows = [row for row in own.rows if row.path in lengths_s]
+    held = {label for row in rows for label in row.labels}
+    kept = dataclasses.replace(own, rows=rows, names=[n for n in own.names if n in held])
+    if len(kept.names) < 2:
+        raise UserError(f"{source}: fewer than two classes have a video that can be read")
+    _check_groups(kept, source)
+    return kept
+
+
+# -- lists
+
+
+def draw_parts(own: OwnVideos, *, seed: int) -> list[Row]:
+    """The rows with their parts, where they were not given."""
+    if own.rows[0].part:
+        return own.rows
+    parts = split_by_groups(*_labels_and_groups(own), SHARES, seed=seed)
+    return [dataclasses.replace(row, part=PARTS[k]) for row, k in zip(own.rows, parts)]
+
+
+def draw_folds(own: OwnVideos, folds: int, *, seed: int) -> list[list[Row]]:
+    """For every fold, the rows with their parts: it is the test, the next one val, others train.
+
+    Raises UserError where there are too few groups.
+    """
+    labels, groups = _labels_and_groups(own)
+    if len(set(groups)) < folds or folds < 3:
+        raise UserError(
+            f"--folds {folds}: at least 3, and at most the {len(set(groups))} groups or videos"
+        )
+    fold = split_by_groups(labels, groups, [1.0] * folds, seed=seed)
+    every = []
+    for k in range(folds):
+        name = {k: "test", (k + 1) % folds: "val"}
+        parts = [name.get(int(of_row), "train") for of_row in fold]
+        every.append([dataclasses.replace(row, part=p) for row, p in zip(own.rows, parts)])
+    return every
+
+
+def _labels_and_groups(own: OwnVideos) -> tuple[list[list[int]], list[str]]:
+    return [own.numbers(row) for row in own.rows], [row.group for row in own.rows]
+
+
+def background(
+    own: OwnVideos, rows: Sequence[Row], lengths_s: Mapping[str, float], *, share: float
+) -> list[Row]:
+    """Rows of nothing, between segments, `share` times as many as each part has; maybe none."""
+    label = () if own.multilabel else (NOTHING,)
+    found = []
+    for part in PARTS:
+        of_part = [row for row in rows if row.part == part]
+        segments: dict[str, list[tuple[float, float]]] = {}
+        groups = {row.path: row.group for row in of_part}
+        for row in of_part:
+            segments.setdefault(row.path, []).append(row.segment or (0.0, math.inf))
+        gaps = []
+        for path, of_video in segments.items():
+            for gap in gaps_between(
+                of_video, distance_s=DISTANCE_S, least_s=DISTANCE_S, length_s=lengths_s[path]
+            ):
+                gaps.append((path, *gap))
+        for path, start, end in spread_over(gaps, round(share * len(of_part))):
+            found.append(Row(path, label, (start, end), groups[path], part))
+    return found
+
+
+def write_lists(folder: Path, own: OwnVideos, rows: Sequence[Row]) -> dict[str, int]:
+    """train.csv, val.csv, test.csv and classes.txt. Returns the number of rows of each."""
+    names = list(own.names)
+    if any(row.labels == (NOTHING,) for row in rows) and NOTHING not in names:
+        names.append(NOTHING)
+    header = [PATH, LABEL, *([START, END] if own.has_segments else []), GROUP]
+    # Integers alone are numbers of classes, wherever a list of one label a row has them.
+    as_numbers = not own.multilabel and all(name.isdecimal() for name in names)
+    counts = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        lines = [header]
+        for row in rows:
+            if row.part != part:
+                continue
+            labels = [str(names.index(n)) if as_numbers else n for n in row.labels]
+            cells = [row.path, SEVERAL.join(labels)]
+            if own.has_segments:
+                cells += ["", ""] if row.segment is None else [f"{t:.3f}" for t in row.segment]
+            lines.append([*cells, row.group])
+        counts[part] = len(lines) - 1
+        text = "".join(as_csv(cells) + "\n" for cells in lines)
+        with open(folder / f"{part}.csv", "w", encoding="utf-8", errors="surrogateescape") as f:
+            f.write(text)
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
+    return counts
+
+
+def write_unread(folder: Path, unread: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "left_out.csv", [["path", "reason"], *map(list, unread.items())])
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name), name) if name.isdecimal() else (sys.maxsize, name)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
