@@ -18,7 +18,7 @@ import argparse
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -47,6 +47,8 @@ LEAST_STEPS = 300
 UNEVEN = (
     3.0  # rows of the most frequent class, for each of the rarest, from which they are balanced
 )
+LONGEST = 8  # data.sampling_rate
+BEST = "checkpoints/best"
 FEW = 10  # test videos of a class that say little
 FIGURES = {
     "top1": "top-1",
@@ -112,7 +114,8 @@ def main(args: argparse.Namespace) -> None:
         return
     for part, config in zip(parts, configs):
         print(f"{part.folder}: training and testing", flush=True)
-        run(config)
+        run(replace(config, stages=("train",)))
+        run(replace(config, stages=("test",)))
     if len(parts) > 1:
         print(folds_table(output, parts))
     for line in what_next(own, parts):
@@ -162,6 +165,14 @@ def config_of(
         **{f"data.{name}": lists / f"{name}.csv" for name in counts},
         "classify.multilabel": own.multilabel,
     }
+    if counts["val"]:
+        keys["test.weights"] = part.folder / BEST
+    if own.has_segments:
+        # Clips about as long as a segment, that lie as windows over a whole video will.
+        frames = own.median_s() * plain.data.target_fps
+        keys["data.clip_sampler"] = "random"
+        keys["data.sampling_rate"] = min(max(round(frames / plain.data.num_frames), 1), LONGEST)
+        keys["data.segment_share"] = 0.6
     if not own.multilabel and own.balance() > UNEVEN:
         keys["train.sampler"] = "balanced"
     if args.weights is not None:
@@ -222,12 +233,14 @@ def folds_table(output: Path, parts: list[Part]) -> str:
 def what_next(own: OwnVideos, parts: list[Part]) -> list[str]:
     """Commands and advice."""
     run = parts[0].folder
+    config = load_config(run / "config.yaml")
+    weights = config.test.weights or run
     lines = ["", "what next:", f"  look     {run / 'report.html'}"]
-    lines.append(f"  use      hiera-video predict NEW.mp4 --weights {run}")
+    lines.append(f"  use      hiera-video predict NEW.mp4 --weights {weights}")
     if own.has_segments:
         nothing = "" if own.multilabel else f" --nothing {NOTHING}"
         lines.append(
-            f"  find     hiera-video find-segments --weights {run} --videos TABLE.csv "
+            f"  find     hiera-video find-segments --weights {weights} --videos TABLE.csv "
             f"--output found --hop-s 0.2{nothing}"
         )
     lines.append(f"  correct  hiera-video review {run}")
@@ -238,7 +251,6 @@ def what_next(own: OwnVideos, parts: list[Part]) -> list[str]:
                 f"  measure  {len(few)} classes have fewer than {FEW} rows in the test "
                 f"({', '.join(few[:3])}): --folds 5 --output OTHER tests on every row once"
             )
-    config = load_config(run / "config.yaml")
     if config.init.file is None:
         lines.append(
             "  improve  --weights hiera_base_16x224.mae_k400_ft_k400 --preset standard starts from "

@@ -136,8 +136,8 @@ class DataConfig:
     target_fps: float = 30.0
     # Of training: random, segments or pytorchvideo.random. Testing is then uniform, or segments.
     clip_sampler: str = "random"
-    # Training: share of a clip that lies in the segment of its row, at least; at 0.5 its middle does,
-    # as is asked of windows over a whole video.
+    # Training: share of a clip that lies in the segment of its row, at least; at 0.5 its middle
+    # does, as is asked of windows over a whole video.
     segment_share: float = 1.0
     # Rows that are added to a training table with segments, of what lies between them, as a share
     # of its rows.

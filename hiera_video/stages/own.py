@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ SPLIT = "split"  # column that says in which list a row is
 GROUP = "group"  # column whose values stay together
 PARTS = ("train", "val", "test")
 SHARES = (0.7, 0.1, 0.2)
-DISTANCE_S = 0.3  # of the background from segments
+DISTANCE_S = 0.1  # of the background from segments, and the least that a gap has
 NAMED = 3  # examples in a message
 
 
@@ -49,6 +50,10 @@ class OwnVideos:
 
     def numbers(self, row: Row) -> list[int]:
         return [self.names.index(label) for label in row.labels]
+
+    def median_s(self) -> float:
+        """Of the segments."""
+        return median(row.segment[1] - row.segment[0] for row in self.rows if row.segment)
 
     def balance(self) -> float:
         """Rows of the most frequent class, as a multiple of the rarest one's."""

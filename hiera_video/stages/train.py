@@ -132,26 +132,31 @@ class TrainStage:
     def _choose_thresholds(self, log: RunLog) -> None:
         """Of several labels a video: those at which F1 is best on the videos that were held out.
 
-        They are added to what the last weights say of themselves, once.
+        They are added to what the last and the best weights say of themselves, once.
         """
         if self.held_out is None:
             return
-        checkpoint = self.checkpoints / "latest"
-        if self.world.on_main(lambda: "thresholds" in read_weights(checkpoint)[1]):
-            return
+
+        def without() -> list[Path]:
+            links = [self.checkpoints / name for name in ("latest", "best")]
+            steps = dict.fromkeys(link.resolve() for link in links if link.exists())
+            return [step for step in steps if "thresholds" not in read_weights(step)[1]]
+
+        for checkpoint in self.world.on_main(without):
+            self._choose_thresholds_of(checkpoint, self.held_out, log)
+
+    def _choose_thresholds_of(self, checkpoint: Path, listed: VideoList, log: RunLog) -> None:
         model = build.build_model(self.spec, seed=self.config.seed)
         build.load_for_use(model, checkpoint, key="thresholds")
         scores = score_videos(
             self.config,
             model.to(self.world.device),
-            self.held_out,
+            listed,
             Views(build.clip_format(self.config).uniform(1), 1, 1),
             world=self.world,
             log=log,
             what="thresholds",
         )
-
-        listed = self.held_out
 
         def write() -> None:
             rows, truth = scores.truth(listed)
@@ -161,10 +166,10 @@ class TrainStage:
             found = best_thresholds(scores.of(rows), truth)
             told = int((truth.sum(0) > 0).sum())
             log.say(
-                f"thresholds of {told} of {len(found)} classes chosen on {len(rows)} training "
-                "videos that were held out; the others have 0.5"
+                f"{checkpoint.name}: thresholds of {told} of {len(found)} classes chosen on "
+                f"{len(rows)} training videos that were held out; the others have 0.5"
             )
-            add_to_metadata(checkpoint.resolve(), {"thresholds": found.tolist()})
+            add_to_metadata(checkpoint, {"thresholds": found.tolist()})
 
         self.world.on_main(write)
 
