@@ -123,7 +123,15 @@ class VideoModel:
         """The best classes of a video, by the mean over clips x crops views."""
         if top < 1:
             raise ValueError(f"top={top} must be > 0")
-        scores = self.scores(video, clips=clips, crops=crops)
+        return self._best(self.scores(video, clips=clips, crops=crops), top)
+
+    def predict_views(self, views: Tensor, *, top: int = 5) -> list[Prediction]:
+        """The same of views that are there: uint8 [V, 3, T, S, S], cropped and not normalised."""
+        self._check_classifier()
+        seeds = torch.zeros(len(views), dtype=torch.int64)
+        return self._best(self._scores_of(views, seeds).mean(0), top)
+
+    def _best(self, scores: Tensor, top: int) -> list[Prediction]:
         best = scores.argsort(descending=True, stable=True)[:top].tolist()
         chosen = {}
         if self.thresholds is not None:

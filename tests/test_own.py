@@ -1,4 +1,4 @@
-"""hiera-video own: from a folder or a table of one's own to a tested model, or to one clear line."""
+"""hiera-video own: from a folder or table of one's own to a tested model, or to one clear line."""
 
 import csv
 import json

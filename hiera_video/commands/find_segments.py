@@ -34,7 +34,7 @@ from hiera_video.commands.predict import load_classifier
 from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.data.tables import split_labels
 from hiera_video.evaluation.detection import TIOUS, detection_figures
-from hiera_video.evaluation.segments import Segment, SegmentSettings, find_segments
+from hiera_video.evaluation.segments import EDGES, Segment, SegmentSettings, find_segments
 from hiera_video.models.weights import weights_file
 from hiera_video.pictures.bars_in_time import colours_of, two_bars
 from hiera_video.pictures.page import page, section, table
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--high", type=float, default=settings.high, help="score at which a segment begins")
     add("--low", type=float, default=settings.low, help="score below which it ends")
     add("--least-s", type=float, default=settings.least_s, help="seconds of a segment")
+    add("--edges", choices=EDGES, default=settings.edges, help="of a segment, by its windows'")
     add("--nothing", help="class of the background")
     add("--timeout", type=float, default=60.0, help="seconds for decoding a video")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     try:
-        settings = SegmentSettings(args.smooth_s, args.high, args.low, args.least_s)
+        settings = SegmentSettings(args.smooth_s, args.high, args.low, args.least_s, args.edges)
     except ValueError as e:
         raise UserError(str(e)) from e
     if args.timeout <= 0 or (args.hop_s is not None and args.hop_s <= 0):

@@ -14,6 +14,15 @@ What happens when, in videos of any length: --timeline DIR writes the top-5 of e
 <video>.timeline.csv and a picture of it, <video>.timeline.png (`hiera-video export-labels DIR`
 makes segments of it for other tools); --draw DIR writes the video with the classes drawn on it,
 <video>.drawn.mp4. Windows follow each other, or begin every --hop-s seconds.
+
+A live stream: a camera (/dev/video0, or its number), rtsp://, udp:// and the like, a named pipe,
+standard input (-), or http:// with --live. The newest window is classified again and again; what
+the model is too slow for is dropped and counted, so the latest result is never old. --json FILE
+keeps every result as a line of JSON (- for standard output). A stream that breaks off is opened
+again, for --reconnect-s seconds.
+
+    hiera-video predict rtsp://camera/1 --weights runs/own --json results.jsonl
+    ffmpeg -i .. -f nut - | hiera-video predict - --weights runs/own
 """
 
 import argparse
@@ -21,6 +30,8 @@ import sys
 from pathlib import Path
 
 from hiera_video.commands.arguments import make_parser
+from hiera_video.commands.live import predict_stream
+from hiera_video.data.decode.live import is_live
 from hiera_video.data.lists import VIDEO_SUFFIXES
 from hiera_video.inference import Prediction, UnnamedModel, VideoModel, load
 from hiera_video.models.token_dial import KEEP_BY
@@ -63,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
         help="of a Hiera's mask units that are computed: less cost, less accuracy",
     )
     parser.add_argument("--keep-units-by", choices=KEEP_BY, default="random")
+    stream = parser.add_argument_group("live streams")
+    stream.add_argument("--live", action="store_true", help="the URL is a stream, not a file")
+    stream.add_argument("--window-s", type=float, help="of a window; default: the model's clip")
+    stream.add_argument("--json", type=Path, metavar="FILE", help="a line of JSON a result")
+    stream.add_argument("--seconds", type=float, help="after which it ends; default: never")
+    stream.add_argument("--reconnect-s", type=float, default=60.0, help="for a stream that is lost")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for decoding a video")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -73,6 +90,9 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--clips, --timeout and --hop-s must be > 0")
     if not 0 < args.keep_units <= 1:
         raise UserError(f"--keep-units {args.keep_units} must be above 0 and at most 1")
+    if args.live or any(map(is_live, args.videos)):
+        watch(args)
+        return
     paths = find_videos(args.videos)
     names = file_names(paths)
     model = load_classifier(args, keep_units=args.keep_units, keep_units_by=args.keep_units_by)
@@ -91,6 +111,21 @@ def main(args: argparse.Namespace) -> None:
     if unread:
         shown = ", ".join(unread[:3])
         raise UserError(f"{len(unread)} of {len(paths)} videos could not be read: {shown}")
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Raises UserError, RunStopped."""
+    if len(args.videos) > 1:
+        raise UserError("one live stream at a time")
+    if args.timeline or args.draw:
+        raise UserError("--timeline and --draw are for files; --json keeps the results of a stream")
+    for name in ("window_s", "seconds"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be > 0")
+    if args.reconnect_s < 0:
+        raise UserError("--reconnect-s must be >= 0")
+    model = load_classifier(args, keep_units=args.keep_units, keep_units_by=args.keep_units_by)
+    predict_stream(model, args.videos[0], args)
 
 
 def show(model: VideoModel, path: str, name: str, args: argparse.Namespace) -> None:

@@ -144,7 +144,8 @@ class DataConfig:
     background_share: float = 0.0
     # Class of these rows. Default: none, which only several labels a video allow.
     background_class: str | None = None
-    # Seconds that they stay away from segments.
+    # Seconds that they stay away from segments; below 0, that they may reach into them, so that
+    # what is seen in part alone is background.
     background_distance_s: float = 0.5
     # Frames of every clip in a random order, in testing too: a control of what order is worth.
     shuffle_frames: bool = False
@@ -202,7 +203,7 @@ class DataConfig:
             "num_frames sampling_rate target_fps crop_size decode_timeout_s frame_cache_gib "
             "prefetch_gib remote_cache_gib",
         )
-        require_not_negative("data", self, "num_workers background_share background_distance_s")
+        require_not_negative("data", self, "num_workers background_share")
         require_share("data", self, "segment_share")
         if self.levels is not None and not (0 <= self.levels[0] <= 1 and 0 < self.levels[1] <= 1):
             raise UserError(

@@ -44,24 +44,32 @@ def segments_of(
     return found
 
 
+EDGES = ("centres", "windows")
+
+
 @dataclass(frozen=True)
 class SegmentSettings:
     """How scores over time become segments.
 
     smooth_s: seconds over which scores are averaged; 0: not at all. A segment begins where the
     score reaches `high`, and ends where it falls below `low`. least_s: shorter ones are dropped.
+    edges: `centres`, one window ends and the next begins midway between their centres; `windows`, a
+    segment is all that its windows show, for what is only known when it is seen whole.
     """
 
     smooth_s: float = 0.0
     high: float = 0.5
     low: float = 0.3
     least_s: float = 0.0
+    edges: str = "centres"
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"low={self.low}, high={self.high}: 0 <= low <= high <= 1")
         if min(self.smooth_s, self.least_s) < 0:
             raise ValueError(f"smooth_s={self.smooth_s}, least_s={self.least_s}: both >= 0")
+        if self.edges not in EDGES:
+            raise ValueError(f"edges={self.edges!r} must be one of {', '.join(EDGES)}")
 
 
 def find_segments(
@@ -69,17 +77,17 @@ def find_segments(
 ) -> list[Segment]:
     """Of every class on its own, by when they begin. times: [W, 2], seconds; scores: [W, classes]
 
-    One window ends, and the next begins, midway between their centres. A segment's score is the
-    mean of its windows'.
+    A segment's score is the mean of its windows'.
     """
     centres = times.mean(1)
     edges = np.concatenate([times[:1, 0], (centres[:-1] + centres[1:]) / 2, times[-1:, 1]])
+    starts, ends = (edges[:-1], edges[1:]) if settings.edges == "centres" else times.T
     smooth = smoothed(centres, scores, settings.smooth_s)
     found = []
     for c, name in enumerate(names):
         for first, last in runs(smooth[:, c], high=settings.high, low=settings.low):
-            start = float(edges[first])
-            end = float(edges[last + 1])
+            start = float(starts[first])
+            end = float(ends[last])
             if end - start >= settings.least_s:
                 score = float(smooth[first : last + 1, c].mean())
                 found.append(Segment(name, score, start, end))

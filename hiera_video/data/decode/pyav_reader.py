@@ -182,11 +182,7 @@ class PyAVReader:
 
     def _image(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], upright; where the picture's size changes, at that of the header."""
-        width, height = self._picture
-        # One thread: PyAV would take every core, in each of many workers.
-        image = frame.reformat(width, height, format="rgb24", threads=1).to_ndarray()
-        quarter_turns = round(frame.rotation / 90)
-        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns % 4 else image
+        return upright(frame, *self._picture)
 
     # -- frames named by their time stamps
 
@@ -282,6 +278,14 @@ class PyAVReader:
             for frame in frames:
                 concealed = frame.is_corrupt or (concealed and not frame.key_frame)
                 yield None if concealed else frame
+
+
+def upright(frame: av.VideoFrame, width: int | None, height: int | None) -> np.ndarray:
+    """uint8 [H, W, 3], at that size (None: its own) before it is turned."""
+    # One thread: PyAV would take every core, in each of many workers.
+    image = frame.reformat(width, height, format="rgb24", threads=1).to_ndarray()
+    quarter_turns = round(frame.rotation / 90)
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns % 4 else image
 
 
 class _Damage:
