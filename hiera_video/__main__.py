@@ -13,6 +13,7 @@ COMMANDS = {
     "own": "your own videos, a folder or a table: checked, split, trained, tested",
     "predict": "class names and scores of your own videos, over time if you like",
     "find-segments": "what happens when in long videos, measured where the truth is known",
+    "review": "correct labels by eye, on a local page, where the model is most wrong",
     "extract-features": "feature vectors of any list of videos",
     "probe": "what frozen features are worth to simple classifiers",
     "search": "find a video, or what is like it, in a folder of features",

@@ -79,5 +79,6 @@ def test_figures_of_frames():
     assert (a["precision"], a["recall"], a["f1"]) == pytest.approx((75, 75, 75))
     assert (b["precision"], b["recall"], c["f1"]) == (0, 0, 0)
     assert a["ap_0.5"] == 100 and a["ap_0.7"] == 0 and c["segments"] == 0
+    # By hand, in tenths of a second.
     assert figures["map_0.5"] == 50 and figures["frame_f1"] == pytest.approx(37.5)
     assert figures["map"] == pytest.approx(np.mean([50, 50, 50, 50, 0]))

@@ -30,8 +30,9 @@ ROOMS = {
 ROOMS["export"] = (*ROOMS["inference"], "inference")
 ROOMS["build_training"] = (*ROOMS["build"], "build")
 ROOMS["stages"] = (*ROOMS["build_training"], "build_training")
+ROOMS["review"] = (*ROOMS["stages"], "stages")
 ROOMS["study"] = (*ROOMS["stages"], "stages")
-ROOMS["commands"] = (*ROOMS["study"], "study", "export")
+ROOMS["commands"] = (*ROOMS["study"], "study", "export", "review")
 ROOMS["__main__"] = ("system", "commands")
 
 
@@ -77,7 +78,7 @@ def test_outside_libraries_have_one_door():
     assert users_of("torch.distributed") == {"system/distributed.py"}
     assert users_of("decord") == users_of("torchcodec") == {"data/decode/readers.py"}
     reading = {"data/decode/packets.py", "data/decode/pyav_reader.py", "data/decode/live.py"}
-    writing = {"pictures/timeline.py", "commands/visualize_mae.py"}
+    writing = {"pictures/timeline.py", "commands/visualize_mae.py", "review/small_video.py"}
     assert users_of("av") == reading | writing
     assert users_of("omegaconf") == {"config/load.py"}
     assert users_of("iopath") == {"system/stores.py"}

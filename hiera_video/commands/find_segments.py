@@ -212,6 +212,7 @@ def measure(
     )
     cards = [("mAP, tIoU 0.3 to 0.7", figures["map"]), ("mAP, tIoU 0.5", figures["map_0.5"])]
     cards.append(("F1 of frames", figures["frame_f1"]))
+    cards.append(("precision of the background", figures["background_precision"]))
     head = "".join(f'<div class="card"><b>{value:.1f}</b>{name}</div>' for name, value in cards)
     shown = ""
     for path in list(lengths_s)[:SHOWN]:
@@ -225,7 +226,8 @@ def measure(
     write_text(output / "report.html", page("segments", parts))
     print(
         f"mAP {figures['map']:.1f} (at tIoU 0.5: {figures['map_0.5']:.1f}), F1 of frames "
-        f"{figures['frame_f1']:.1f}; {output / 'report.html'}"
+        f"{figures['frame_f1']:.1f}, precision of the background "
+        f"{figures['background_precision']:.1f}; {output / 'report.html'}"
     )
 
 

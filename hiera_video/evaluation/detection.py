@@ -94,11 +94,11 @@ def frame_figures(
     return right / max(predicted, 1), right / max(there, 1), f1
 
 
-def covered(segments: Sequence[Segment], label: str, at: np.ndarray) -> np.ndarray:
-    """bool, of every moment of `at`"""
+def covered(segments: Sequence[Segment], label: str | None, at: np.ndarray) -> np.ndarray:
+    """bool, of every moment of `at`; label: None for any"""
     inside = np.zeros(len(at), dtype=bool)
     for segment in segments:
-        if segment.label == label:
+        if label is None or segment.label == label:
             inside |= (at >= segment.start_s) & (at < segment.end_s)
     return inside
 
@@ -110,6 +110,8 @@ def detection_figures(
     labels: Sequence[str],
 ) -> dict[str, Any]:
     """Percent: mAP at every tIoU and their mean, and F1 of frames; a row for every class.
+
+    Of the background: precision and recall of the frames in which nothing is found.
 
     truth, found: video -> segments. labels: the classes that are counted; one without a segment
     counts in no mean.
@@ -137,11 +139,21 @@ def detection_figures(
     def mean(key: str) -> float | None:
         return float(np.mean([row[key] for row in told])) if told else None
 
+    nothing = [np.zeros(0, dtype=bool)]
+    silent = [np.zeros(0, dtype=bool)]
+    for video, length_s in lengths_s.items():
+        at = np.arange(0, length_s, GRID_S) + GRID_S / 2
+        nothing.append(~covered(truth.get(video, ()), None, at))
+        silent.append(~covered(found.get(video, ()), None, at))
+    both = (np.concatenate(nothing) & np.concatenate(silent)).sum()
+
     means = {f"map_{t:g}": mean(f"ap_{t:g}") for t in TIOUS}
     known = [value for value in means.values() if value is not None]
     return {
         **means,
         "map": float(np.mean(known)) if known else None,
         "frame_f1": mean("f1"),
+        "background_precision": 100 * float(both / max(np.concatenate(silent).sum(), 1)),
+        "background_recall": 100 * float(both / max(np.concatenate(nothing).sum(), 1)),
         "classes": rows,
     }
