@@ -20,6 +20,7 @@ from hiera_video.config import load_config
 from hiera_video.data.dataset import Key, collate
 from hiera_video.data.loading import to_device
 from hiera_video.models import create_hiera, create_hiera_mae
+from hiera_video.models.lora import Lora
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
@@ -45,6 +46,15 @@ def classifier():
 
 def autoencoder():
     return draw_weights(create_hiera_mae("hiera_base_16x224", **VIDEO, **DECODER))
+
+
+def with_lora():
+    model = classifier()
+    Lora(rank=4, alpha=8).add_to(model, seed=0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def clips(batch):
@@ -85,11 +95,12 @@ def step_of(model, device, precision):
         else:
             loss = F.cross_entropy(model(clip).float(), torch.arange(2, device=device))
     loss.backward()
-    return loss.detach().cpu(), torch.cat([p.grad.cpu().flatten() for p in model.parameters()])
+    trained = [p.grad.cpu().flatten() for p in model.parameters() if p.requires_grad]
+    return loss.detach().cpu(), torch.cat(trained)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
-@pytest.mark.parametrize("make", [classifier, autoencoder])
+@pytest.mark.parametrize("make", [classifier, autoencoder, with_lora])
 def test_losses_and_gradients_are_those_of_the_cpu(make, precision, tolerance):
     model = make()
     with exact_float32(torch.device("cuda")):
@@ -108,6 +119,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(make, precision, tolerance):
     [
         (FINETUNE, ("classify.mixup=0.8", "data.erase=1", "train.ema=0.9", "train.repeats=2")),
         (FINETUNE, ("classify.cutmix=1", "classify.keep_units=0.5")),
+        (FINETUNE, ("train.lora_rank=4", "train.ema=0.9")),
         (PRETRAIN, ("mae.decoder_keep=0.5",)),
     ],
 )

@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SHORT, start
 from run_folders import rows, state
 from safetensors.torch import load_file
 
 from hiera_video.models import create_hiera, load_weights
-from hiera_video.models.lora import Lora
+from hiera_video.models.lora import Lora, LoraLinear
 from hiera_video.models.weights import weights_file
 
 SMALL = dict(embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), input_size=(8, 64, 64), num_classes=5)
@@ -37,6 +38,31 @@ def test_merged_weights_compute_the_same():
     load_weights(plain, lora.merged(model.state_dict()))
     assert (model(clip) - before).abs().max() > 0.1
     torch.testing.assert_close(plain(clip), model(clip), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_the_sum(precision):
+    """W x + s B A x by plain operators, with and without autocast."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(24, 40)
+    base.requires_grad_(False)
+    layer = LoraLinear(base, rank=4, scale=1.5, draws=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(layer.lora_b)
+    x = torch.randn(3, 7, 24, requires_grad=True)
+    found = []
+    for plain in (False, True):
+        for tensor in (x, layer.lora_a, layer.lora_b):
+            tensor.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != torch.float32):
+            if plain:
+                y = base(x) + 1.5 * F.linear(F.linear(x, layer.lora_a), layer.lora_b)
+            else:
+                y = layer(x)
+            y.square().sum().backward()
+        found.append([y, x.grad, layer.lora_a.grad, layer.lora_b.grad])
+    far = 1e-4 if precision == torch.float32 else 0.03
+    for ours, theirs in zip(*found):
+        assert (ours - theirs).norm() < far * theirs.norm()
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.6])

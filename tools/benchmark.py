@@ -2,6 +2,7 @@
 
 python tools/benchmark.py {model,pretrain,finetune} ..    # ours against the official model
 python tools/benchmark.py {loader,views} ..               # against PyTorchVideo's loader
+python tools/benchmark.py adapt ..                        # all parameters, frozen stages, LoRA
 python tools/benchmark.py loop ..                         # what our loops cost beside the model
 """
 
@@ -19,6 +20,7 @@ ROOMS = {
     "loader": "reading",
     "views": "reading",
     "loop": "loops",
+    "adapt": "adapting",
 }
 
 

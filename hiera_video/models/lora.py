@@ -9,6 +9,7 @@ that are kept are the merged ones, W + alpha / rank * B A, under the model's own
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,45 @@ class LoraLinear(Linear):
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.scale * self.lora_b)
+        return _Adapted.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
+
+
+class _Adapted(torch.autograd.Function):
+    """One product with the merged weight, and no gradient of it: only those of A and B.
+
+    Beside two products with A and B and a sum over the output, this is what a plain layer does
+    forward, and half of that backward.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        return F.linear(x, _merge(weight, down, up, scale), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, down, up, ctx.scale = inputs
+        ctx.save_for_backward(x, weight, down, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up = ctx.saved_tensors
+        kind = grad.dtype  # of autocast, where that is on
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ _merge(weight, down, up, ctx.scale).to(kind)).to(x.dtype)
+        rows = grad.flatten(0, -2)
+        inputs = x.flatten(0, -2).to(kind)
+        grad_down = (rows @ up.to(kind)).t() @ inputs
+        grad_up = rows.t() @ (inputs @ down.t().to(kind))
+        scaled = ((ctx.scale * g).to(down.dtype) for g in (grad_down, grad_up))
+        return grad_x, None, None, *scaled, None
+
+
+def _merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    with torch.autocast(weight.device.type, enabled=False):
+        return torch.addmm(weight, up, down, alpha=scale)
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,7 @@ class Lora:
             if what in (DOWN, UP):
                 continue
             if what == "weight" and f"{layer}.{UP}" in weights:
-                product = weights[f"{layer}.{UP}"] @ weights[f"{layer}.{DOWN}"]
-                tensor = tensor + self.scale * product
+                down, up = weights[f"{layer}.{DOWN}"], weights[f"{layer}.{UP}"]
+                tensor = _merge(tensor, down, up, self.scale)
             kept[name] = tensor
         return kept
