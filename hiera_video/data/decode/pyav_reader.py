@@ -34,6 +34,10 @@ from hiera_video.system.members import member_of, open_bytes
 
 LATE_FRAMES = 16  # past the last wanted one, after which a missing one will not come
 
+# Tags of any encoding: from PyAV 19 on that is so without asking, and asking is an error.
+AV_MAJOR = int(av.__version__.split(".")[0])
+READABLE_TAGS: Any = {"metadata_errors": "replace"} if AV_MAJOR < 19 else {}
+
 
 @dataclass(frozen=True)
 class VideoReport:
@@ -142,7 +146,7 @@ class PyAVReader:
     def _open(self, *, strict: bool = True) -> None:
         try:
             file = self._path if member_of(self._path) is None else open_bytes(self._path)
-            self._container = av.open(file, "r", metadata_errors="replace")
+            self._container = av.open(file, "r", **READABLE_TAGS)
         except DAMAGE as e:
             raise VideoError(reason(e)) from e
         stream = self._container.streams.best("video")
