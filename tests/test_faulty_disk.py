@@ -228,7 +228,7 @@ def test_a_run_on_a_faulty_disk(
     [
         ("finetune", "*report.html*", 1),
         ("features", "*/features/*", 1),
-        ("features", "*/features/*", 2),
+        pytest.param("features", "*/features/*", 2, marks=pytest.mark.trial),
     ],
 )
 def test_storage_that_fails_under_a_result_ends_a_run_in_one_line(

@@ -14,11 +14,11 @@ from forked import Script
 from rtsp_server import RtspServer
 from run_folders import memory_of_group
 
-from hiera_video.commands.live import Tally
 from hiera_video.data.decode.live import LiveFrames, Window, _Clock, is_live
 from hiera_video.data.decode.pyav_reader import PyAVReader
 from hiera_video.data.sampling import sliding_windows
 from hiera_video.models import create_hiera
+from hiera_video.stages.live import Tally
 from hiera_video.system.errors import VideoError
 from hiera_video.training.checkpoint import save_weights
 
@@ -147,7 +147,7 @@ def test_a_lost_stream_is_opened_again(weights, tmp_path):
     time.sleep(1)
     script = Script(
         *("tools/predict.py", f"http://127.0.0.1:{port}/live.ts", "--live"),
-        *("--weights", weights / "quick.safetensors", "--json", rows, "--reconnect-s", "4"),
+        *("--weights", weights / "quick.safetensors", "--json", rows, "--reconnect-s", "3"),
     )
     wait_for_rows(rows, 3, script)
     camera.kill()

@@ -30,12 +30,12 @@ import sys
 from pathlib import Path
 
 from hiera_video.commands.arguments import make_parser
-from hiera_video.commands.live import predict_stream
 from hiera_video.data.decode.live import is_live
 from hiera_video.data.lists import VIDEO_SUFFIXES
 from hiera_video.inference import Prediction, UnnamedModel, VideoModel, load
 from hiera_video.models.token_dial import KEEP_BY
 from hiera_video.pictures import timeline
+from hiera_video.stages.live import Watch, predict_stream
 from hiera_video.system.errors import UserError, VideoError
 from hiera_video.system.files import join, write_json
 from hiera_video.system.stores import is_remote
@@ -125,7 +125,8 @@ def watch(args: argparse.Namespace) -> None:
     if args.reconnect_s < 0:
         raise UserError("--reconnect-s must be >= 0")
     model = load_classifier(args, keep_units=args.keep_units, keep_units_by=args.keep_units_by)
-    predict_stream(model, args.videos[0], args)
+    options = Watch(args.window_s, args.hop_s, args.json, args.seconds, args.reconnect_s)
+    predict_stream(model, args.videos[0], options)
 
 
 def show(model: VideoModel, path: str, name: str, args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
-"""`hiera-video predict` of a stream: the newest window again and again, the latest result shown."""
+"""Predictions of a live stream: the newest window again and again, the latest result shown."""
 
-import argparse
 import contextlib
 import json
 import sys
@@ -24,6 +23,17 @@ SHOWN = 3  # classes on the terminal
 TOP = 5  # in a row of JSON
 KEPT = 10_000  # latencies, for the last line
 LOOK_S = 0.5  # from one look at signals to the next, while nothing comes
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a stream is watched."""
+
+    window_s: float | None = None  # None: the model's clip
+    hop_s: float | None = None  # None: half a window
+    json: Path | None = None  # file of results; - for standard output
+    seconds: float | None = None  # after which it ends; None: never
+    reconnect_s: float = 60.0  # for a stream that is lost
 
 
 @dataclass
@@ -53,16 +63,16 @@ class Tally:
         )
 
 
-def predict_stream(model: VideoModel, source: str, args: argparse.Namespace) -> None:
-    """Until the stream ends, --seconds are over, or somebody stops it.
+def predict_stream(model: VideoModel, source: str, watch: Watch) -> None:
+    """Until the stream ends, its seconds are over, or somebody stops it.
 
-    args: window_s, hop_s, json, seconds, reconnect_s. Raises UserError, RunStopped.
+    Raises UserError, RunStopped.
     """
     count = model.format.shape.num_frames
-    window_s = args.window_s or model.format.shape.seconds
-    if model.format.segments and not args.window_s:
+    window_s = watch.window_s or model.format.shape.seconds
+    if model.format.segments and not watch.window_s:
         raise UserError("--window-s: this model's clips are whole videos; say how long a window is")
-    hop_s = args.hop_s or window_s / 2
+    hop_s = watch.hop_s or window_s / 2
     crop = model.format.crops(1)
 
     def small(frame: np.ndarray) -> tuple[Plan, Tensor]:
@@ -70,22 +80,25 @@ def predict_stream(model: VideoModel, source: str, args: argparse.Namespace) -> 
         return plan, plan.shrink(torch.from_numpy(frame).permute(2, 0, 1)[None])[0]
 
     try:
-        frames = LiveFrames(source, small, span_s=window_s, reconnect_s=args.reconnect_s, say=tell)
+        frames = LiveFrames(source, small, span_s=window_s, reconnect_s=watch.reconnect_s, say=tell)
     except VideoError as e:
         raise UserError(str(e)) from e
     tally = Tally()
-    until = time.monotonic() + args.seconds if args.seconds else np.inf
+    until = time.monotonic() + watch.seconds if watch.seconds else np.inf
     after_s = -np.inf
     ended = ""
     try:
-        with rows_to(args.json) as rows, StopSignals():
+        with rows_to(watch.json) as rows, StopSignals():
             while time.monotonic() < until and not stop_requested():
                 try:
                     window = frames.window(count, window_s, after_s=after_s, wait_s=LOOK_S)
                 except VideoError as e:
                     ended = str(e)
                     break
-                if window is None or len({kept.shape for _, kept in window.frames}) > 1:
+                if window is None:
+                    continue
+                if len({kept.shape for _, kept in window.frames}) > 1:  # the picture's size changes
+                    after_s = window.end_s + 1e-3
                     continue
                 plan = window.frames[-1][0]
                 clip = torch.stack([kept for _, kept in window.frames])
@@ -94,7 +107,7 @@ def predict_stream(model: VideoModel, source: str, args: argparse.Namespace) -> 
                 tally.add(window, latency_s)
                 after_s = window.end_s + hop_s
                 write(rows, window, best, latency_s, tally)
-                show(window, best, latency_s, tally, quiet=args.json == Path("-"))
+                show(window, best, latency_s, tally, quiet=watch.json == Path("-"))
     except KeyboardInterrupt:
         pass
     finally:
@@ -102,7 +115,7 @@ def predict_stream(model: VideoModel, source: str, args: argparse.Namespace) -> 
         model.close()
     tell(f"{source}: {tally}; opened again {frames.reconnects} times")
     if ended and frames.reconnects:
-        raise RunStopped(f"{ended}; tried again for {args.reconnect_s:g} s (--reconnect-s)")
+        raise RunStopped(f"{ended}; tried again for {watch.reconnect_s:g} s (--reconnect-s)")
     if not tally.windows and ended:
         raise UserError(f"{ended}, before {window_s:g} s of it came")
 
