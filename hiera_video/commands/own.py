@@ -186,6 +186,9 @@ def config_of(
     for name in ("val_every", "save_every"):
         keys[f"train.{name}"] = getattr(plain.train, name) * longer
     keys["optim.warmup_epochs"] = plain.optim.warmup_epochs * longer
+    trained = len({row.path for row in part.rows if row.part == "train"})
+    if own.multilabel and not 0 < round(plain.classify.threshold_share * trained) < trained:
+        keys["classify.threshold_share"] = 0  # too few to hold some out
     if not counts["val"]:
         keys |= {"train.val_every": 0, "train.patience": 0}
     given = [f"{key}={_yaml(value)}" for key, value in keys.items()]

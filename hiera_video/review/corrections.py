@@ -100,7 +100,8 @@ def write_corrected(
     Rows are found by their path and segment; what is no row of a table with segments, such as a gap
     between them, becomes a new one. A folder of class folders becomes a table.
     """
-    left = {_key(item.path, item.segment): correction for item, correction in changed}
+    found = {_key(item.path, item.segment): correction for item, correction in changed}
+    in_table = set()
     of_item = {_key(item.path, item.segment): item for item, _ in changed}
     header = list(table.header or (PATH, LABEL))
     is_table = table.header is not None or bool(table.classes)
@@ -108,7 +109,9 @@ def write_corrected(
     lines = [as_csv(header)] if is_table else []
     count = 0
     for i in range(len(table)):
-        correction = left.pop(_key(table.written(i), table.segment(i)), None)
+        key = _key(table.written(i), table.segment(i))
+        in_table.add(key)
+        correction = found.get(key)
         count += correction is not None
         if correction is not None and correction.left_out:
             continue
@@ -125,8 +128,8 @@ def write_corrected(
                 cells[header.index(START)], cells[header.index(END)] = _times(correction.segment)
         lines.append(as_csv(cells))
     if START in header:
-        for key, correction in left.items():
-            if correction.left_out:
+        for key, correction in found.items():
+            if key in in_table or correction.left_out:
                 continue
             cells = [""] * len(header)
             cells[header.index(PATH)] = of_item[key].path

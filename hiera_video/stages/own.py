@@ -17,7 +17,7 @@ from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.data.splits import split_by_groups
 from hiera_video.data.tables import END, LABEL, PATH, SEVERAL, START, as_csv, split_labels
 from hiera_video.system.errors import UserError, VideoError
-from hiera_video.system.files import exists, write_csv, write_text
+from hiera_video.system.files import exists, join, write_csv, write_text
 
 NOTHING = "nothing"  # the class of the background
 SPLIT = "split"  # column that says in which list a row is
@@ -115,6 +115,8 @@ def _rows(videos: VideoList, source: Path, group: str | None) -> list[Row]:
         path = videos.written(i)
         together = groups[i] if groups is not None and groups[i] else path
         for label in labels:
+            if source.is_dir() and SEVERAL in label:
+                raise UserError(f"{source}: {label!r} is several labels in a table: rename it")
             if not _is_unicode(label):
                 raise UserError(f"{where}: the label {label!r} is not UTF-8: save it as UTF-8")
         rows.append(Row(path, tuple(dict.fromkeys(labels)), videos.segment(i), together, part))
@@ -178,7 +180,7 @@ def measure_videos(own: OwnVideos, source: VideoSource) -> tuple[dict[str, float
     unread = {}
     paths = list(dict.fromkeys(row.path for row in own.rows))
     for path in tqdm(paths, unit="videos", disable=not sys.stderr.isatty()):
-        file = str(own.root / path)
+        file = join(own.root, path)
         if not exists(file):
             unread[path] = "there is no such file"
             continue
