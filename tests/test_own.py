@@ -178,6 +178,10 @@ def test_what_is_wrong_is_one_line(some, long_videos, tmp_path, tool):
     folds = own(tool, three, tmp_path / "out", "--folds", "4", check=2).stderr
     assert "at most the 3 groups" in folds
     assert "there is no folder or table" in own(tool, "gone", tmp_path / "out", check=2).stderr
+    for name in ("run;sit", "stand"):
+        (tmp_path / "vids" / name).mkdir(parents=True)
+        shutil.copy(some[0][0], tmp_path / "vids" / name)
+    assert "rename it" in own(tool, tmp_path / "vids", tmp_path / "out", check=2).stderr
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 

@@ -17,7 +17,8 @@ from test_find_segments import stitch
 from test_search import frames_of
 
 from hiera_video.data.lists import read_videos
-from hiera_video.review.items import how_unsure, how_wrong
+from hiera_video.review.corrections import Correction, beside, write_corrected
+from hiera_video.review.items import Item, how_unsure, how_wrong
 from hiera_video.system.files import write_csv
 
 
@@ -228,6 +229,36 @@ def door_changes(tested):
         if entry["labels"] is not None
         and (entry["left_out"] or entry["segment"] or entry["labels"] != [old[row]["label"]])
     ]
+
+
+def item(row, path, label, segment=None):
+    return Item(row, path, path, segment, (label,), ((label, 1.0),), 0.0, 0.0)
+
+
+def test_lists_of_every_kind(tmp_path):
+    """Plain lists keep their numbers, class folders become a table, a row that stands twice is
+    corrected twice, and a gap between segments becomes a row.
+    """
+    names = ["run", "sit, down"]
+    new = tmp_path / "new.csv"
+    (tmp_path / "plain.txt").write_text("a b.mp4 0\nc.mp4 1\na b.mp4 0\n")
+    plain = read_videos("plain.txt", root=tmp_path)
+    changed = [(item(0, "a b.mp4", "run"), Correction(0, ("sit, down",)))]
+    assert write_corrected(new, plain, changed, names) == 2
+    assert new.read_text() == "a b.mp4 1\nc.mp4 1\na b.mp4 1\n"
+    for path in ("run/1.mp4", "sit, down/2.mp4"):
+        (tmp_path / "vids" / path).parent.mkdir(parents=True)
+        (tmp_path / "vids" / path).write_bytes(b"")
+    folders = read_videos(tmp_path / "vids")
+    changed = [(item(0, "run/1.mp4", "run"), Correction(0, ("run",), left_out=True))]
+    assert write_corrected(new, folders, changed, names) == 1
+    assert new.read_text() == 'path,label\n"sit, down/2.mp4","sit, down"\n'
+    assert beside(folders.source) == tmp_path / "vids/list.corrected.csv"
+    (tmp_path / "t.csv").write_text("path,who,label,start_s,end_s\na.mp4,ann,run,1,2\n")
+    table = read_videos("t.csv", root=tmp_path)
+    changed = [(item(5, "a.mp4", "nothing", (2.5, 3.0)), Correction(5, ("run",), (2.4, 3.0)))]
+    assert write_corrected(new, table, changed, [*names, "nothing"]) == 1
+    assert new.read_text().splitlines()[1:] == ["a.mp4,ann,run,1,2", "a.mp4,,run,2.400,3.000"]
 
 
 def test_what_is_wrong_is_one_line(tested, weights, tmp_path, tool):
