@@ -74,6 +74,14 @@ def test_class_folders(some, tmp_path, tool):
     again = own(tool, tmp_path / "vids", out, *BRIEF).stdout
     assert "done already" in again
     assert (out / "test/predictions.csv").stat().st_mtime_ns == before
+    shutil.copy(some[0][0], tmp_path / "vids" / some[0][1] / "more.mp4")
+    listed = (out / "lists/train.csv").read_bytes()
+    assert "on other rows" in own(tool, tmp_path / "vids", out, *BRIEF, check=2).stderr
+    assert (out / "lists/train.csv").read_bytes() == listed
+    said = own(tool, tmp_path / "vids", tmp_path / "dry", "--dry-run", *BRIEF).stdout
+    assert "memory" in said and "whole run" in said and not (tmp_path / "dry/test").exists()
+    taken = own(tool, tmp_path / "vids", out / "left_out.csv", *BRIEF, check=2).stderr
+    assert "--output: cannot write" in taken
 
 
 def test_segments_in_folds(long_videos, tmp_path, tool):

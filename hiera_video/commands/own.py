@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
     from hiera_video.stages.run import run
 
     if args.dry_run:
-        dry_run(configs[0], ranks=1)
+        dry_run(replace(configs[0], stages=("train",)), ranks=1)
         return
     for part, config in zip(parts, configs):
         print(f"{part.folder}: training and testing", flush=True)

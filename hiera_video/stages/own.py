@@ -17,7 +17,7 @@ from hiera_video.data.lists import VideoList, read_videos
 from hiera_video.data.splits import split_by_groups
 from hiera_video.data.tables import END, LABEL, PATH, SEVERAL, START, as_csv, split_labels
 from hiera_video.system.errors import UserError, VideoError
-from hiera_video.system.files import exists, join, write_csv, write_text
+from hiera_video.system.files import exists, join, write_csv, written_whole
 
 NOTHING = "nothing"  # the class of the background
 SPLIT = "split"  # column that says in which list a row is
@@ -281,15 +281,18 @@ def background(
 
 
 def write_lists(folder: Path, own: OwnVideos, rows: Sequence[Row]) -> dict[str, int]:
-    """train.csv, val.csv, test.csv and classes.txt. Returns the number of rows of each."""
+    """train.csv, val.csv, test.csv and classes.txt. Returns the number of rows of each.
+
+    Raises UserError where a run has begun on other ones.
+    """
     names = list(own.names)
     if any(row.labels == (NOTHING,) for row in rows) and NOTHING not in names:
         names.append(NOTHING)
     header = [PATH, LABEL, *([START, END] if own.has_segments else []), GROUP]
     # Integers alone are numbers of classes, wherever a list of one label a row has them.
     as_numbers = not own.multilabel and all(name.isdecimal() for name in names)
+    texts = {"classes.txt": "".join(f"{name}\n" for name in names)}
     counts = {}
-    folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         lines = [header]
         for row in rows:
@@ -301,15 +304,32 @@ def write_lists(folder: Path, own: OwnVideos, rows: Sequence[Row]) -> dict[str, 
                 cells += ["", ""] if row.segment is None else [f"{t:.3f}" for t in row.segment]
             lines.append([*cells, row.group])
         counts[part] = len(lines) - 1
-        text = "".join(as_csv(cells) + "\n" for cells in lines)
-        with open(folder / f"{part}.csv", "w", encoding="utf-8", errors="surrogateescape") as f:
-            f.write(text)
-    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
+        texts[f"{part}.csv"] = "".join(as_csv(cells) + "\n" for cells in lines)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            file = folder / name
+            written = text.encode(errors="surrogateescape")
+            if file.exists() and file.read_bytes() != written and is_run(folder.parent):
+                raise UserError(
+                    f"{folder.parent} holds a run on other rows than these: name another --output"
+                )
+            with written_whole(file) as whole:
+                whole.write_bytes(written)
+    except OSError as e:
+        raise UserError(f"--output: cannot write {folder}: {e.strerror}") from e
     return counts
 
 
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists()
+
+
 def write_unread(folder: Path, unread: Mapping[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output: cannot write {folder}: {e.strerror}") from e
     write_csv(folder / "left_out.csv", [["path", "reason"], *map(list, unread.items())])
 
 
