@@ -116,11 +116,50 @@ def test_frames_that_no_window_held_are_counted():
 
 
 def test_the_clock_goes_on_where_time_stamps_go_back():
-    clock = _Clock(100.0)
+    clock = _Clock()
     assert clock.read(50.0, 100.0) == (True, 0.0, 0.0)
     assert clock.read(50.5, 101.0) == (False, 0.5, 0.5)  # half a second behind
     assert clock.read(3.0, 101.5) == (True, 1.5, 0.0)
     assert clock.read(None, 104.0)[1] > 1.5
+    ahead = _Clock()
+    assert ahead.read(0.0, 10.0) == (True, 0.0, 0.0)
+    assert ahead.read(30.0, 10.1)[1] == 30.0
+    assert ahead.read(30.0, 10.2) is None, "a stamp that comes again"
+    ahead.begin()
+    assert ahead.read(0.0, 12.0)[:2] == (True, 30.0), "never back"
+
+
+def test_a_reader_that_fails_says_so(tmp_path):
+    file = tmp_path / "clip.nut"
+    ffmpeg(*CAMERA, "-t", "1", "-c:v", "ffv1", file).wait()
+    os.mkfifo(tmp_path / "pipe")
+    feeder = ffmpeg("-re", "-i", file, "-c", "copy", "-f", "nut", tmp_path / "pipe")
+
+    def keep(frame):
+        raise RuntimeError("no memory")
+
+    live = LiveFrames(str(tmp_path / "pipe"), keep, span_s=1)
+    with pytest.raises(VideoError, match="RuntimeError: no memory"):
+        live.window(4, 0.1, after_s=-1, wait_s=10)
+    live.close()
+    feeder.kill()
+    feeder.wait()
+
+
+def test_what_is_slow_to_keep_is_left_out(tmp_path):
+    """Keyframes alone, and a third of the speed that is needed: never far behind."""
+    os.mkfifo(tmp_path / "pipe")
+    mjpeg = ("-c:v", "mjpeg", "-f", "nut", tmp_path / "pipe")
+    feeder = ffmpeg("-re", *CAMERA, "-t", "5", *mjpeg)
+    live = LiveFrames(str(tmp_path / "pipe"), lambda frame: time.sleep(0.1), span_s=1)
+    lags = []
+    with pytest.raises(VideoError, match="it ended"):
+        while True:
+            window = live.window(2, 0.1, after_s=lags[-1][0] if lags else -1, wait_s=10)
+            lags.append((window.end_s + 0.01, window.lag_s))
+    live.close()
+    feeder.wait()
+    assert max(lag for _, lag in lags) < 2 and lags[-1][0] > 4
 
 
 def test_rtsp(weights, tmp_path):

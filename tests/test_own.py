@@ -193,9 +193,44 @@ def test_what_is_wrong_is_one_line(some, long_videos, tmp_path, tool):
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 
+def test_classes_that_are_numbers(long_videos, tmp_path, tool):
+    """With segments and a background, which the test may lack; a given split; other spellings of a
+    path; columns that are nearly known; emoji.
+    """
+    folder = tmp_path / "\N{GRINNING FACE}"
+    shutil.copytree(long_videos, folder)
+    parts = ["train", "train", "train", "val", "test", "test"]
+    rows = [f'"{k}, take.mp4",{k % 2 + 1},0.5,1.4,{part},x' for k, part in enumerate(parts)]
+    rows.append('"./0, take.mp4",2,2.0,2.9,train,y')
+    file = table(folder / "t.csv", *rows, head="path,label,start_s,end_s,split,Groups")
+    said = own(tool, file, folder / "out", *BRIEF, "--background", "0.3").stdout
+    assert "'Groups', which is ignored: is it 'group'?" in said and "2 classes" in said
+    with open(folder / "out/test/predictions.csv", newline="") as f:
+        tested = [row["label"] for row in csv.DictReader(f)]
+    assert tested[:2] == ["0", "1"], "places in classes.txt"
+    assert (folder / "out/lists/classes.txt").read_text().splitlines()[:2] == ["1", "2"]
+    wrong = own(tool, file, tmp_path / "folds", "--folds", "3", check=2).stderr
+    assert "says itself what is tested" in wrong
+    leak = ['"0, take.mp4",1,0,1,train', '"./0, take.mp4",2,0,1,test', '"1, take.mp4",1,0,1,train']
+    file = table(folder / "leak.csv", *leak, head="path,label,start_s,end_s,split")
+    assert "is in train and in test" in own(tool, file, tmp_path / "o", check=2).stderr
+
+
+def test_what_was_left_out_is_no_gap(long_videos, tmp_path, tool):
+    rows = [f'"{long_videos}/{k}, take.mp4",{"ab"[k % 2]},0.5,1.0' for k in range(6)]
+    rows += [f'"{long_videos}/{k}, take.mp4",,1.2,9' for k in range(6)]
+    out = tmp_path / "out"
+    file = table(tmp_path / "t.csv", *rows)
+    own(tool, file, out, "--dry-run", *BRIEF)
+    for name in ("train", "val", "test"):
+        with open(out / f"lists/{name}.csv", newline="") as f:
+            gaps = [row for row in csv.DictReader(f) if row["label"] == NOTHING]
+        assert all(float(row["end_s"]) < 0.5 for row in gaps)
+
+
 def test_overlaps_are_told(long_videos, tmp_path, tool):
     rows = []
     for k in range(4):
         rows += [f'"{long_videos}/{k}, take.mp4",a,0.1,1.2', f'"{long_videos}/{k}, take.mp4",b,1,2']
     said = own(tool, table(tmp_path / "t.csv", *rows), tmp_path / "out", *BRIEF).stdout
-    assert "WARNING: 4 pairs of segments overlap" in said and "what next" in said
+    assert "WARNING: 4 times two rows give one moment" in said and "what next" in said

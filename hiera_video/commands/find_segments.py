@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         model.close()
     write(args.output, found, settings, args)
     if videos.has_segments and found:
-        truth = truth_of(videos, list(lengths_s))
+        truth = truth_of(videos, list(lengths_s), args.nothing)
         labels = [name for name in names if name != args.nothing]
         measure(args.output, truth, found, lengths_s, labels)
     if unread:
@@ -162,13 +162,15 @@ def scores_of(file: Path, model: Any, video: str, hop_s: float | None) -> Scores
     return Scores(times, scores, float(stored["length_s"]))
 
 
-def truth_of(videos: VideoList, paths: list[str]) -> Segments:
+def truth_of(videos: VideoList, paths: list[str], nothing: str | None) -> Segments:
     truth: Segments = {path: [] for path in paths}
     for row in range(len(videos)):
         segment = videos.segment(row)
         if segment is None or videos.written(row) not in truth:
             continue
         for label in split_labels(videos.label_text(row)):
+            if label == nothing:
+                continue
             truth[videos.written(row)].append(Segment(label, 1.0, *segment))
     return truth
 

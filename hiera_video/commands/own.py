@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import math
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,6 +31,7 @@ from hiera_video.stages.own import (
     OwnVideos,
     Row,
     background,
+    by_number,
     draw_folds,
     draw_parts,
     measure_videos,
@@ -88,6 +90,8 @@ def main(args: argparse.Namespace) -> None:
     if args.background < 0 or args.folds < 1:
         raise UserError("--background must be >= 0 and --folds >= 1")
     own = read_own(args.videos, group=args.group, say=print)
+    if args.folds > 1 and own.rows[0].part:
+        raise UserError(f"--folds {args.folds}: {args.videos} says itself what is tested (split)")
     output = args.output or Path("runs/own") / args.videos.absolute().stem
     preset = args.preset or preset_of_machine()
     first = load_config(preset_file(preset), args.overrides)  # for its errors
@@ -105,6 +109,10 @@ def main(args: argparse.Namespace) -> None:
         counts = write_lists(part.folder / "lists", own, [*part.rows, *gaps])
         configs.append(config_of(args, own, part, preset, counts))
         print(describe(own, part, counts, len(gaps)))
+        trained = {label for row in part.rows if row.part == "train" for label in row.labels}
+        never = [name for name in own.names if name not in trained]
+        if never:
+            print(f"WARNING: {len(never)} classes have no row to train on: {', '.join(never[:3])}")
     print(f"preset {preset} (configs/own/{preset}.yaml)")
     from hiera_video.stages.dry_run import dry_run
     from hiera_video.stages.run import run
@@ -118,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
         run(replace(config, stages=("test",)))
     if len(parts) > 1:
         print(folds_table(output, parts))
-    for line in what_next(own, parts):
+    for line in what_next(own, parts, args.videos):
         print(line)
 
 
@@ -199,7 +207,12 @@ def _yaml(value: object) -> str:
     """Quoted where YAML would read something else in it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(str(value)) if isinstance(value, (str, Path)) else str(value)
+    if not isinstance(value, (str, Path)):
+        return str(value)
+    text = str(value)
+    if "${" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"{text!r}: a folder's name must be UTF-8 and without ${{: rename it")
+    return json.dumps(text, ensure_ascii=False)
 
 
 def describe(own: OwnVideos, part: Part, counts: dict[str, int], nothing: int) -> str:
@@ -218,37 +231,42 @@ def describe(own: OwnVideos, part: Part, counts: dict[str, int], nothing: int) -
 def folds_table(output: Path, parts: list[Part]) -> str:
     """Writes folds.csv. Returns the same as a table, with mean and spread."""
     metrics = [json.loads((part.folder / "test/metrics.json").read_text()) for part in parts]
-    keys = [key for key in FIGURES if metrics[0].get(key) is not None]
+    keys = [key for key in FIGURES if any(of_fold.get(key) is not None for of_fold in metrics)]
     rows: list[list[Any]] = [["fold", "videos", *keys]]
     for part, of_fold in zip(parts, metrics):
-        rows.append([part.folder.name, of_fold["videos"], *(of_fold[key] for key in keys)])
+        rows.append([part.folder.name, of_fold["videos"], *(of_fold.get(key) for key in keys)])
     write_csv(output / "folds.csv", rows)
     lines = [f"{'':10}{'tested':>8}" + "".join(f"{FIGURES[key]:>22}" for key in keys)]
     for name, videos, *values in rows[1:]:
-        lines.append(f"{name:10}{videos:>8}" + "".join(f"{value:>22.1f}" for value in values))
-    every = [[of_fold[key] for of_fold in metrics] for key in keys]
-    told = [f"{fmean(values):.1f} +- {stdev(values):.1f}" for values in every]
+        cells = ["-" if value is None else f"{value:.1f}" for value in values]
+        lines.append(f"{name:10}{videos:>8}" + "".join(f"{cell:>22}" for cell in cells))
+    told = []
+    for key in keys:
+        values = [of_fold[key] for of_fold in metrics if of_fold.get(key) is not None]
+        spread = f" +- {stdev(values):.1f}" if len(values) > 1 else ""
+        told.append(f"{fmean(values):.1f}{spread}")
     tested = sum(of_fold["videos"] for of_fold in metrics)
     lines.append(f"{'all':10}{tested:>8}" + "".join(f"{text:>22}" for text in told))
     return "\n".join([*lines, f"(mean and standard deviation over folds) {output / 'folds.csv'}"])
 
 
-def what_next(own: OwnVideos, parts: list[Part]) -> list[str]:
+def what_next(own: OwnVideos, parts: list[Part], source: Path) -> list[str]:
     """Commands and advice."""
     run = parts[0].folder
     config = load_config(run / "config.yaml")
     weights = config.test.weights or run
     lines = ["", "what next:", f"  look     {run / 'report.html'}"]
-    lines.append(f"  use      hiera-video predict NEW.mp4 --weights {weights}")
+    lines.append(f"  use      hiera-video predict NEW.mp4 --weights {quote(weights)}")
     if own.has_segments:
-        nothing = "" if own.multilabel else f" --nothing {NOTHING}"
+        classes = (run / "lists/classes.txt").read_text(encoding="utf-8").splitlines()
+        nothing = f" --nothing {NOTHING}" if NOTHING in classes else ""
         lines.append(
-            f"  find     hiera-video find-segments --weights {weights} --videos TABLE.csv "
+            f"  find     hiera-video find-segments --weights {quote(weights)} --videos TABLE.csv "
             f"--output found --hop-s 0.2{nothing}"
         )
-    lines.append(f"  correct  hiera-video review {run}")
+    lines.append(f"  correct  hiera-video review {quote(run)} --table {quote(source)}")
     if len(parts) == 1:
-        few = few_tested(run / "lists")
+        few = few_tested(run / "lists", own.multilabel)
         if few:
             lines.append(
                 f"  measure  {len(few)} classes have fewer than {FEW} rows in the test "
@@ -262,11 +280,14 @@ def what_next(own: OwnVideos, parts: list[Part]) -> list[str]:
     return lines
 
 
-def few_tested(lists: Path) -> list[str]:
+def few_tested(lists: Path, multilabel: bool) -> list[str]:
     with open(lists / "test.csv", newline="", encoding="utf-8", errors="surrogateescape") as f:
         written = [label for row in csv.DictReader(f) for label in row["label"].split(";")]
     names = (lists / "classes.txt").read_text(encoding="utf-8").splitlines()
-    by_number = not set(written) & set(names)
-    return [
-        name for k, name in enumerate(names) if written.count(str(k) if by_number else name) < FEW
-    ]
+    places = by_number(names, multilabel)
+    return [name for k, name in enumerate(names) if written.count(str(k) if places else name) < FEW]
+
+
+def quote(path: str | Path) -> str:
+    """For a shell."""
+    return shlex.quote(str(path))

@@ -35,14 +35,22 @@ def split_by_groups(
         needs = np.lexsort((wanted[:, -1], wanted[:, label]))
         part[group] = needs[-1]
         wanted[part[group]] -= held[group]
-    _fill_empty(part, held[:, -1], len(shares))
+    _fill_empty(part, held, shares)
     return part[owner]
 
 
-def _fill_empty(part: np.ndarray, sizes: np.ndarray, parts: int) -> None:
-    """The smallest group of the part with the most groups goes to one that has none."""
-    for empty in range(parts):
-        groups = np.bincount(part, minlength=parts)
-        if groups[empty] == 0 and groups.max() > 1:
-            of_largest = np.flatnonzero(part == groups.argmax())
-            part[of_largest[sizes[of_largest].argmin()]] = empty
+def _fill_empty(part: np.ndarray, held: np.ndarray, shares: Sequence[float]) -> None:
+    """To a part without a group goes one of the part with the most, the largest shares first.
+
+    The smallest one, if there is one whose labels its part has without it. held: [groups, labels +
+    1], rows.
+    """
+    for empty in np.argsort(-np.asarray(shares), kind="stable"):
+        groups = np.bincount(part, minlength=len(shares))
+        if groups[empty] or groups.max() < 2:
+            continue
+        giving = part == groups.argmax()
+        left = held[giving].sum(0) - held[giving]
+        keeps = ((held[giving] == 0) | (left > 0)).all(1)
+        chosen = np.lexsort((held[giving, -1], ~keeps))[0]
+        part[np.flatnonzero(giving)[chosen]] = empty

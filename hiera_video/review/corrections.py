@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,10 +45,10 @@ class Corrections:
 
     def add(self, correction: Correction) -> None:
         """On the disk when it returns. Raises OSError."""
-        self._append(asdict(correction))
+        self._append({**asdict(correction), "path": self._items[correction.row].path})
 
     def take_back(self, row: int) -> None:
-        self._append({"row": row, "labels": None})
+        self._append({"row": row, "labels": None, "path": self._items[row].path})
 
     def _append(self, entry: dict) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +59,9 @@ class Corrections:
         self._note(entry)
 
     def _note(self, entry: dict) -> None:
+        item = self._items.get(entry["row"])
+        if item is None or entry.get("path", item.path) != item.path:
+            return  # of another list that was tested in this folder
         if entry["labels"] is None:
             self.of_rows.pop(entry["row"], None)
             return
@@ -94,8 +98,14 @@ def write_corrected(
     table: VideoList,
     changed: Sequence[tuple[Item, Correction]],
     names: Sequence[str],
+    *,
+    own_words: bool = False,
+    several: bool = False,
 ) -> int:
     """The table, with what was corrected. Returns the number of rows that differ. Raises OSError.
+
+    own_words: its labels are what the classes are called, integers too. several: labels of a row;
+    else a segment that is left out stays, without a label.
 
     Rows are found by their path and segment; what is no row of a table with segments, such as a gap
     between them, becomes a new one. A folder of class folders becomes a table.
@@ -105,7 +115,9 @@ def write_corrected(
     of_item = {_key(item.path, item.segment): item for item, _ in changed}
     header = list(table.header or (PATH, LABEL))
     is_table = table.header is not None or bool(table.classes)
-    write_label = _label_writer(table, names)
+    # What is left out of a table with segments is no gap between them.
+    stays = START in header and not several
+    write_label = _label_writer(table, names, own_words=own_words)
     lines = [as_csv(header)] if is_table else []
     count = 0
     for i in range(len(table)):
@@ -113,7 +125,7 @@ def write_corrected(
         in_table.add(key)
         correction = found.get(key)
         count += correction is not None
-        if correction is not None and correction.left_out:
+        if correction is not None and correction.left_out and not stays:
             continue
         if not is_table:
             text = table.line(i)
@@ -123,7 +135,8 @@ def write_corrected(
             continue
         cells = _cells(table, i, header, names)
         if correction is not None:
-            cells[header.index(LABEL)] = write_label(correction.labels)
+            labels = () if correction.left_out else correction.labels
+            cells[header.index(LABEL)] = write_label(labels)
             if correction.segment is not None and START in header:
                 cells[header.index(START)], cells[header.index(END)] = _times(correction.segment)
         lines.append(as_csv(cells))
@@ -149,7 +162,7 @@ def write_corrected(
 
 def _key(path: str, segment: tuple[float, float] | None) -> tuple[str, float, float]:
     start, end = segment or (-1.0, -1.0)
-    return path, round(start, 2), round(end, 2)
+    return os.path.normpath(path), round(start, 3), round(end, 3)
 
 
 def _cells(table: VideoList, i: int, header: list[str], names: Sequence[str]) -> list[str]:
@@ -158,13 +171,17 @@ def _cells(table: VideoList, i: int, header: list[str], names: Sequence[str]) ->
     return next(csv.reader([table.line(i)]))
 
 
-def _label_writer(table: VideoList, names: Sequence[str]) -> Callable[[Sequence[str]], str]:
+def _label_writer(
+    table: VideoList, names: Sequence[str], *, own_words: bool
+) -> Callable[[Sequence[str]], str]:
     """Labels as the table has them: as names, or as their numbers."""
-    known = set(names)
-    texts = (split_labels(table.label_text(i)) for i in range(len(table)))
-    by_name = bool(table.classes) or all(text in known for labels in texts for text in labels)
-    if by_name and table.header is None and not table.classes:
-        by_name = False  # a plain list has numbers alone
+    rows = (split_labels(table.label_text(i)) for i in range(len(table)))
+    texts = {text for labels in rows for text in labels}
+    by_name = bool(table.classes)
+    if table.header is not None and all(re.fullmatch(r"[+-]?\d+", text) for text in texts):
+        by_name = (own_words or table.has_label_sets) and texts <= set(names)
+    elif table.header is not None:
+        by_name = True
     return lambda labels: SEVERAL.join(
         label if by_name else str(list(names).index(label)) for label in labels
     )

@@ -74,6 +74,8 @@ def how_unsure(score: np.ndarray, *, multilabel: bool) -> float:
     """Of one label: how near the second class is; of several: how near any is to a half."""
     if multilabel:
         return 1 - 2 * float(np.abs(score - 0.5).min())
+    if len(score) < 2:
+        return 0.0
     first, second = np.sort(score)[[-1, -2]]
     return 1 - float(first - second)
 

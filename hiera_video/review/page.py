@@ -45,6 +45,7 @@ const token = new URLSearchParams(location.search).get("token");
 const $ = (id) => document.getElementById(id);
 const video = $("video");
 let state, order = "worst", at = 0, draft;
+let busy = false;  // an answer is waited for: keys would be of another video
 
 const row = () => state.orders[order][at];
 const item = () => state.items[row()];
@@ -85,7 +86,7 @@ video.addEventListener("error", () => {
 });
 // A segment plays again and again.
 video.addEventListener("timeupdate", () => {
-  if (video.dataset.small || !draft.segment) return;
+  if (video.dataset.small || !draft.segment || video.paused || video.seeking) return;
   if (video.currentTime >= draft.segment[1]) video.currentTime = draft.segment[0];
 });
 
@@ -122,6 +123,7 @@ function choice(name, key, score) {
 }
 
 function choose(name) {
+  if (busy) return;
   if (!state.multilabel) {
     draft.labels = [name];
     keep();
@@ -132,12 +134,13 @@ function choose(name) {
   draw();
 }
 
-async function send(body) {
+async function send(of, body) {
+  busy = true;
   const answer = await fetch("/correct", {
     method: "POST",
     headers: { "Content-Type": "application/json", "X-Token": token },
-    body: JSON.stringify({ row: row(), ...body }),
-  });
+    body: JSON.stringify({ row: of, ...body }),
+  }).finally(() => { busy = false; });
   if (!answer.ok) {
     tell(await answer.text(), true);
     return false;
@@ -149,14 +152,16 @@ async function send(body) {
 
 async function keep(leftOut = false) {
   const body = { labels: draft.labels, segment: draft.segment, left_out: leftOut };
-  if (!(await send(body))) return;
-  state.corrections[row()] = body;
+  const of = row();
+  if (!(await send(of, body))) return;
+  state.corrections[of] = body;
   step(1);
 }
 
 async function takeBack() {
-  if (!(await send({ labels: null }))) return;
-  delete state.corrections[row()];
+  const of = row();
+  if (!(await send(of, { labels: null }))) return;
+  delete state.corrections[of];
   begin();
 }
 
@@ -172,19 +177,25 @@ function tell(text, isError) {
 }
 
 function moveEdge(which) {
-  if (!draft.segment || video.dataset.small) return;
+  if (!draft.segment) return;
+  if (video.dataset.small) {
+    tell("made anew for the browser: its times cannot be moved", true);
+    return;
+  }
   const moved = [...draft.segment];
   moved[which] = Number(video.currentTime.toFixed(3));
   if (moved[0] < moved[1]) draft.segment = moved;
+  else tell("a segment begins before it ends", true);
   draw();
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || busy || !state) return;
   if (event.target === $("filter")) {
     if (event.key === "Enter") {
       const found = state.names.filter(matches);
       if (found.length) choose(found[0]);
+      else tell("no class has that in its name", true);
       $("filter").value = "";
       $("filter").blur();
       event.preventDefault();

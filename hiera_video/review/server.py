@@ -44,9 +44,10 @@ class Review:
         open_video: Any,
         table: Any,
         target: Path,
+        own_words: bool,
     ):
         """folder: for small videos. open_video: as VideoSource.open. table: the list that is
-        corrected, into `target`.
+        corrected, into `target`. own_words: see write_corrected.
         """
         self.items = {item.row: item for item in items}
         self.orders = orders
@@ -59,6 +60,7 @@ class Review:
         self._folder = folder
         self._open_video = open_video
         self._table = table
+        self._own_words = own_words
         self._writing = threading.Lock()
         # One thread that stays: a decoding process ends with the thread that started it.
         self._decoding = ThreadPoolExecutor(1)
@@ -106,10 +108,21 @@ class Review:
                 self.corrections.take_back(row)
             else:
                 self.corrections.add(self._checked(row, said))
-            changed = self.corrections.changed()
-            if not changed and not self.target.exists():
-                return 0
-            return write_corrected(self.target, self._table, changed, self.names)
+            return self.write()
+
+    def write(self) -> int:
+        """The table as it is now. Returns how many of its rows differ. Raises OSError."""
+        changed = self.corrections.changed()
+        if not changed and not self.target.exists():
+            return 0
+        return write_corrected(
+            self.target,
+            self._table,
+            changed,
+            self.names,
+            own_words=self._own_words,
+            several=self.multilabel,
+        )
 
     def _checked(self, row: int, said: dict[str, Any]) -> Correction:
         labels = said["labels"]

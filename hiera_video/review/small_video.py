@@ -1,5 +1,6 @@
 """A video, or a segment of one, as a small MP4 that every browser plays."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import av
 import numpy as np
 
 from hiera_video.review.items import Item
+from hiera_video.system.errors import VideoError
 from hiera_video.system.files import written_whole
 
 SIDE = 360  # of a frame, at most, in pixels
 FPS = 30.0
-MOST_S = 60.0  # of a video that is no segment
+MOST_S = 60.0
 
 
 def small_video(item: Item, file: Path, open_video: Any) -> Path:
@@ -21,8 +23,11 @@ def small_video(item: Item, file: Path, open_video: Any) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open_video(item.place) as video, written_whole(file) as whole:
         info = video.info
-        start, end = item.segment or (0.0, MOST_S)
+        start, end = item.segment or (0.0, math.inf)
+        end = min(end, start + MOST_S)
         times = np.arange(start, min(end, info.num_frames / info.fps), 1 / min(info.fps, FPS))
+        if len(times) == 0:
+            raise VideoError("the segment begins behind the end of its video")
         frames = np.searchsorted(info.times, times + 1e-6, side="right") - 1
         frames = frames.clip(0, info.num_frames - 1)
         # By its name it would not be known as MP4.

@@ -1,7 +1,10 @@
 """One's own videos, a folder of class folders or a table: checked, split, written as lists."""
 
 import dataclasses
+import difflib
 import math
+import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +27,7 @@ SPLIT = "split"  # column that says in which list a row is
 GROUP = "group"  # column whose values stay together
 PARTS = ("train", "val", "test")
 SHARES = (0.7, 0.1, 0.2)
+COLUMNS = (PATH, LABEL, START, END, GROUP, SPLIT)
 DISTANCE_S = 0.1  # of the background from segments, and the least that a gap has
 NAMED = 3  # examples in a message
 
@@ -43,6 +47,7 @@ class OwnVideos:
     rows: list[Row]
     names: list[str]  # of the classes
     multilabel: bool  # a row may have several, or none
+    unknown: list[Row]  # without a label, where each row has one: neither a class nor nothing
 
     @property
     def has_segments(self) -> bool:
@@ -78,17 +83,24 @@ def read_own(source: Path, *, group: str | None, say: Callable[[str], None]) -> 
     if not is_folder and LABEL not in (videos.header or ()):
         raise UserError(f"{source} has no column {LABEL}")
     rows = _rows(videos, source, group)
+    header = videos.header or []
+    for name in header:
+        meant = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.6)
+        if meant and name not in (*COLUMNS, group) and meant[0] not in header:
+            say(f"WARNING: {source} has a column {name!r}, which is ignored: is it {meant[0]!r}?")
     labelled = [row for row in rows if row.labels]
     multilabel = any(len(row.labels) > 1 for row in rows)
+    unknown: list[Row] = []
     if not multilabel and len(labelled) < len(rows):
         say(f"{len(rows) - len(labelled)} rows have no label and are left out")
+        unknown = [row for row in rows if not row.labels]
         rows = labelled
     names = sorted({label for row in rows for label in row.labels}, key=_by_number)
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no label"
         raise UserError(f"{source} has {found}: there is nothing to tell apart")
     root = source.absolute() if is_folder else source.absolute().parent
-    own = OwnVideos(root, rows, names, multilabel)
+    own = OwnVideos(root, rows, names, multilabel, unknown)
     _check_groups(own, source)
     _say_overlaps(own, say)
     return own
@@ -100,6 +112,8 @@ def _rows(videos: VideoList, source: Path, group: str | None) -> list[Row]:
     for name in (group or GROUP, SPLIT):
         columns[name] = videos.column(name)
     groups = columns[group or GROUP]
+    if group is not None and source.is_dir():
+        raise UserError(f"--group {group}: columns are of tables, and {source} is a folder")
     if group is not None and groups is None:
         raise UserError(f"--group {group}: {source} has no such column")
     splits = columns[SPLIT] or [""] * len(videos)
@@ -112,7 +126,7 @@ def _rows(videos: VideoList, source: Path, group: str | None) -> list[Row]:
             labels: Sequence[str] = [videos.classes[videos.label(i)]]
         else:
             labels = split_labels(videos.label_text(i))
-        path = videos.written(i)
+        path = os.path.normpath(videos.written(i))
         together = groups[i] if groups is not None and groups[i] else path
         for label in labels:
             if source.is_dir() and SEVERAL in label:
@@ -161,11 +175,11 @@ def _say_overlaps(own: OwnVideos, say: Callable[[str], None]) -> None:
             first = one.segment or (0.0, math.inf)
             second = other.segment or (0.0, math.inf)
             if second[0] < first[1] and one.labels != other.labels:
-                found.append(f"{path}: {one.labels[0]} to {first[1]:g} s, {other.labels[0]}")
-                found[-1] += f" from {second[0]:g} s"
+                where = "" if other.segment is None else f" at {second[0]:g} s"
+                found.append(f"{path}{where}: {one.labels[0]}, {other.labels[0]}")
     if found:
         say(
-            f"WARNING: {len(found)} pairs of segments overlap under other labels "
+            f"WARNING: {len(found)} times two rows give one moment of a video other labels "
             f"({'; '.join(found[:NAMED])}): what happens at once can be learned as several labels "
             f"of one row, joined by {SEVERAL}"
         )
@@ -269,6 +283,9 @@ def background(
         groups = {row.path: row.group for row in of_part}
         for row in of_part:
             segments.setdefault(row.path, []).append(row.segment or (0.0, math.inf))
+        for row in own.unknown:
+            if row.path in segments:
+                segments[row.path].append(row.segment or (0.0, math.inf))
         gaps = []
         for path, of_video in segments.items():
             for gap in gaps_between(
@@ -289,8 +306,7 @@ def write_lists(folder: Path, own: OwnVideos, rows: Sequence[Row]) -> dict[str, 
     if any(row.labels == (NOTHING,) for row in rows) and NOTHING not in names:
         names.append(NOTHING)
     header = [PATH, LABEL, *([START, END] if own.has_segments else []), GROUP]
-    # Integers alone are numbers of classes, wherever a list of one label a row has them.
-    as_numbers = not own.multilabel and all(name.isdecimal() for name in names)
+    as_numbers = by_number(names, own.multilabel)
     texts = {"classes.txt": "".join(f"{name}\n" for name in names)}
     counts = {}
     for part in PARTS:
@@ -319,6 +335,11 @@ def write_lists(folder: Path, own: OwnVideos, rows: Sequence[Row]) -> dict[str, 
     except OSError as e:
         raise UserError(f"--output: cannot write {folder}: {e.strerror}") from e
     return counts
+
+
+def by_number(names: Sequence[str], multilabel: bool) -> bool:
+    """Whether lists have classes by their places, as which every integer in them is read."""
+    return not multilabel and any(re.fullmatch(r"[+-]?\d+", name) for name in names)
 
 
 def is_run(folder: Path) -> bool:

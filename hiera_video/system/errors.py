@@ -44,6 +44,9 @@ def run_command(main: Callable[[], None]) -> None:
     except RunStopped as e:
         print(f"stopped: {e}", file=sys.stderr)
         sys.exit(3)
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). Nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

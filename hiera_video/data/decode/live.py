@@ -55,27 +55,38 @@ class _Frame(NamedTuple):
 
 
 class _Clock:
-    """Seconds from the first frame of all, by the time stamps of a stream that was opened.
+    """Seconds from the first frame of all, by the stamps of a stream, which may be opened again.
 
-    They begin anywhere, and may go back; from there on they are counted anew from the wall's clock.
+    Stamps begin anywhere, and may go back; from there on they are counted on from the wall's clock,
+    and never back.
     """
 
-    def __init__(self, began: float | None):
-        self.began = began
-        self._shift_s: float | None = None
+    def __init__(self) -> None:
+        self._began: float | None = None  # monotonic: when the first frame of all arrived
+        self._shift_s: float | None = None  # from stamps to seconds
         self._last_s = -math.inf
         self._least_late_s = math.inf
 
-    def read(self, stamp_s: float | None, arrived: float) -> tuple[bool, float, float]:
-        """(whether a count begins, seconds, seconds that decoding is behind)"""
-        assert self.began is not None  # set at the first frame
-        wall_s = arrived - self.began
+    def begin(self) -> None:
+        """The next stamp is of a stream that was opened anew."""
+        self._shift_s = None
+
+    def read(self, stamp_s: float | None, arrived: float) -> tuple[bool, float, float] | None:
+        """(whether a count begins, seconds, seconds that decoding is behind)
+
+        None for a frame at the time of the one before.
+        """
+        if self._began is None:
+            self._began = arrived
+        wall_s = arrived - self._began
         stamp_s = wall_s if stamp_s is None else float(stamp_s)
-        is_new = self._shift_s is None or stamp_s + self._shift_s <= self._last_s
+        is_new = self._shift_s is None or stamp_s + self._shift_s < self._last_s
         if is_new:
-            self._shift_s = wall_s - stamp_s
+            self._shift_s = max(wall_s, self._last_s) - stamp_s
             self._least_late_s = math.inf
         at_s = stamp_s + (self._shift_s or 0.0)
+        if at_s == self._last_s and not is_new:
+            return None
         self._last_s = at_s
         self._least_late_s = min(self._least_late_s, wall_s - at_s)
         return is_new, at_s, wall_s - at_s - self._least_late_s
@@ -85,11 +96,17 @@ def is_live(source: str) -> bool:
     """Whether it can be nothing but a stream; http:// may be a file."""
     if source == STDIN or LIVE_ONLY.match(source) or CAMERA.match(source):
         return True
-    path = Path(source)
+    return is_pipe(source) or (
+        source.isdecimal() and not Path(source).exists()
+    )  # a camera's number
+
+
+def is_pipe(source: str) -> bool:
+    """Whether it is a named one."""
     try:
-        return stat.S_ISFIFO(path.stat().st_mode)
+        return stat.S_ISFIFO(Path(source).stat().st_mode)
     except OSError:
-        return source.isdecimal()  # a camera's number
+        return False
 
 
 class LiveFrames:
@@ -110,13 +127,14 @@ class LiveFrames:
         self._source = source
         self._keep = keep
         self._span_s = span_s
-        self._reconnect_s = reconnect_s if source != STDIN else 0.0
+        ends = source == STDIN or is_pipe(source)  # for good, when whoever writes is gone
+        self._reconnect_s = 0.0 if ends else reconnect_s
         self._say = say
         self._frames: deque[_Frame] = deque()
         self._changed = threading.Condition()
         self._ended = ""  # why no more frames come
         self._closing = False
-        self._began: float | None = None  # monotonic: when the first frame of all arrived
+        self._clock = _Clock()
         self.received = 0
         self.reconnects = 0
         self._container: Any = open_stream(source)
@@ -150,7 +168,7 @@ class LiveFrames:
         if len(held) < 2:
             return None
         times = np.array([frame.at_s for frame in held])
-        step_s = (times[-1] - times[0]) / (len(times) - 1)
+        step_s = float(np.median(np.diff(times)))
         length_s = max(seconds - step_s, 0.0)  # from the first frame to the last
         if times[-1] - times[0] < length_s - step_s / 2:
             return None
@@ -172,6 +190,19 @@ class LiveFrames:
     # -- the thread
 
     def _run(self) -> None:
+        reason = "its reader failed"
+        try:
+            reason = self._read()
+        except Exception as e:  # of `keep`: nobody else would tell
+            reason = f"{type(e).__name__}: {e}"
+        finally:
+            self._shut()
+            with self._changed:
+                self._ended = f"{self._source}: {reason}"
+                self._changed.notify_all()
+
+    def _read(self) -> str:
+        """Until the stream ends for good; why it did."""
         lost_since: float | None = None
         attempt = 0
         while not self._closing:
@@ -181,8 +212,8 @@ class LiveFrames:
                     self._container = open_stream(self._source)
                 self._decode()
                 reason = "it ended"
-            except (av.FFmpegError, OSError, VideoError, ValueError) as e:
-                reason = str(e)
+            except (av.FFmpegError, OSError, VideoError) as e:
+                reason = str(e).removeprefix(f"{self._source}: ")
             self._shut()
             if self.received > before:
                 lost_since = None
@@ -196,16 +227,14 @@ class LiveFrames:
             attempt += 1
             self.reconnects += 1
             time.sleep(pause)
-        with self._changed:
-            self._ended = f"{self._source}: {reason}"
-            self._changed.notify_all()
+        return reason
 
     def _decode(self) -> None:
         """Until the stream ends. What came before it was opened is left."""
         stream = self._container.streams.video[0]
         stream.thread_type = "SLICE"  # threads by frame would hold some frames back
         codec = stream.codec_context
-        clock = _Clock(self._began)
+        self._clock.begin()
         for packet in self._container.demux(stream):
             if self._closing:
                 return
@@ -215,18 +244,24 @@ class LiveFrames:
                 continue
             for frame in frames:
                 arrived = time.monotonic()
-                if self._began is None:
-                    self._began = clock.began = arrived
-                is_new, at_s, lag_s = clock.read(frame.time, arrived)
+                read = self._clock.read(frame.time, arrived)
+                if read is None:
+                    continue
+                is_new, at_s, lag_s = read
                 codec.skip_frame = "DEFAULT"
                 if lag_s > BEHIND_S:
                     codec.skip_frame = "NONKEY" if lag_s > FAR_BEHIND_S else "NONREF"
+                # Where that does not help, every second, third, .. frame is kept, until it does.
+                if lag_s > BEHIND_S and self.received % (1 + round(lag_s / BEHIND_S)):
+                    self.received += 1
+                    continue
                 kept = self._keep(upright(frame, frame.width, frame.height))
                 self._add(_Frame(self.received, at_s, arrived, lag_s, kept), alone=is_new)
 
     def _add(self, frame: _Frame, *, alone: bool) -> None:
         with self._changed:
-            if alone:
+            behind = self._frames[-1].at_s if self._frames else frame.at_s
+            if alone or frame.at_s - behind > self._span_s:  # a gap is in no window
                 self._frames.clear()
             self._frames.append(frame)
             self.received += 1
@@ -262,8 +297,11 @@ def open_stream(source: str) -> Any:
     timeout = (OPEN_S, OPEN_S) if NETWORK.match(source) else None
     try:
         container = av.open(name, format=form, options=options, timeout=timeout)
-    except (av.FFmpegError, OSError, ValueError) as e:
-        raise VideoError(f"{source}: cannot be opened: {e}") from e
+    except (av.FFmpegError, OSError) as e:
+        what = (
+            "nothing came that is a video" if source == STDIN else f"cannot be opened: {e.strerror}"
+        )
+        raise VideoError(f"{source}: {what}") from e
     if not container.streams.video:
         container.close()
         raise VideoError(f"{source}: has no picture")
