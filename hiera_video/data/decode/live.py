@@ -96,9 +96,8 @@ def is_live(source: str) -> bool:
     """Whether it can be nothing but a stream; http:// may be a file."""
     if source == STDIN or LIVE_ONLY.match(source) or CAMERA.match(source):
         return True
-    return is_pipe(source) or (
-        source.isdecimal() and not Path(source).exists()
-    )  # a camera's number
+    is_number = source.isdecimal() and not Path(source).exists()  # of a camera
+    return is_number or is_pipe(source)
 
 
 def is_pipe(source: str) -> bool:
@@ -204,6 +203,7 @@ class LiveFrames:
     def _read(self) -> str:
         """Until the stream ends for good; why it did."""
         lost_since: float | None = None
+        reason = "it was closed"
         attempt = 0
         while not self._closing:
             before = self.received
