@@ -102,6 +102,8 @@ def test_segments_in_folds(long_videos, tmp_path, tool):
         assert sum(map(len, people)) == len(set.union(*people)) == 3
         tested += [(row["path"], row["start_s"]) for row in rows["test"] if row["label"] != NOTHING]
         for row in (row for of_list in rows.values() for row in of_list):
+            twice = [r for of_list in rows.values() for r in of_list if r == row]
+            assert len(twice) == 1
             if row["label"] == NOTHING:
                 overlaps = [w for w in words if w["path"] == row["path"] and touch(w, row)]
                 assert not overlaps

@@ -274,7 +274,10 @@ def _labels_and_groups(own: OwnVideos) -> tuple[list[list[int]], list[str]]:
 def background(
     own: OwnVideos, rows: Sequence[Row], lengths_s: Mapping[str, float], *, share: float
 ) -> list[Row]:
-    """Rows of nothing, between segments, `share` times as many as each part has; maybe none."""
+    """Rows of nothing, between segments: at most `share` times as many as each part has.
+
+    A long gap is cut in parts, none of them shorter than a usual segment.
+    """
     label = () if own.multilabel else (NOTHING,)
     found = []
     for part in PARTS:
@@ -292,8 +295,12 @@ def background(
                 of_video, distance_s=DISTANCE_S, least_s=DISTANCE_S, length_s=lengths_s[path]
             ):
                 gaps.append((path, *gap))
-        for path, start, end in spread_over(gaps, round(share * len(of_part))):
-            found.append(Row(path, label, (start, end), groups[path], part))
+        for gap, times in Counter(spread_over(gaps, round(share * len(of_part)))).items():
+            path, start, end = gap
+            pieces = max(min(times, int((end - start) / own.median_s())), 1)
+            for k in range(pieces):
+                first, last = (start + (end - start) * i / pieces for i in (k, k + 1))
+                found.append(Row(path, label, (first, last), groups[path], part))
     return found
 
 
