@@ -171,6 +171,7 @@ def test_int8(onnx, videos, tmp_path):
     theirs.close()
 
 
+@pytest.mark.trial
 def test_an_autoencoder_gives_features(shapes, tmp_path, tool, has_onnx):
     start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
     file = tmp_path / "mae.onnx"

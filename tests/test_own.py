@@ -234,5 +234,6 @@ def test_overlaps_are_told(long_videos, tmp_path, tool):
     rows = []
     for k in range(4):
         rows += [f'"{long_videos}/{k}, take.mp4",a,0.1,1.2', f'"{long_videos}/{k}, take.mp4",b,1,2']
-    said = own(tool, table(tmp_path / "t.csv", *rows), tmp_path / "out", *BRIEF).stdout
-    assert "WARNING: 4 times two rows give one moment" in said and "what next" in said
+    file = table(tmp_path / "t.csv", *rows)
+    said = own(tool, file, tmp_path / "out", "--dry-run", *BRIEF).stdout
+    assert "WARNING: 4 times two rows give one moment" in said and "whole run" in said

@@ -232,8 +232,10 @@ def test_pretraining_is_repeatable_and_learns(shapes, tmp_path):
     "name",
     [
         "slowfast_r50",
-        "mvit_base_16x4",
-        *(pytest.param(n, marks=pytest.mark.trial) for n in ("slow_r50", "x3d_m")),
+        *(
+            pytest.param(name, marks=pytest.mark.trial)
+            for name in ("mvit_base_16x4", "slow_r50", "x3d_m")
+        ),
     ],
 )
 def test_pytorchvideo_models_train_and_test_in_our_loops(shapes, tmp_path, name):

@@ -12,6 +12,7 @@ that its address carries. Ctrl-C ends it.
 """
 
 import argparse
+import signal
 import tempfile
 import webbrowser
 from collections.abc import Sequence
@@ -84,6 +85,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"open {server.url}\ncorrections go to {target}; Ctrl-C ends it", flush=True)
         if args.open:
             webbrowser.open(server.url)
+        # Also where a shell had Ctrl-C ignored, as it does for what runs in the background.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

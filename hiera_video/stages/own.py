@@ -295,8 +295,8 @@ def background(
                 of_video, distance_s=DISTANCE_S, least_s=DISTANCE_S, length_s=lengths_s[path]
             ):
                 gaps.append((path, *gap))
-        for gap, times in Counter(spread_over(gaps, round(share * len(of_part)))).items():
-            path, start, end = gap
+        chosen = Counter(spread_over(gaps, round(share * len(of_part))))
+        for (path, start, end), times in chosen.items():
             pieces = max(min(times, int((end - start) / own.median_s())), 1)
             for k in range(pieces):
                 first, last = (start + (end - start) * i / pieces for i in (k, k + 1))
