@@ -216,6 +216,9 @@ def test_classes_that_are_numbers(long_videos, tmp_path, tool):
     leak = ['"0, take.mp4",1,0,1,train', '"./0, take.mp4",2,0,1,test', '"1, take.mp4",1,0,1,train']
     file = table(folder / "leak.csv", *leak, head="path,label,start_s,end_s,split")
     assert "is in train and in test" in own(tool, file, tmp_path / "o", check=2).stderr
+    both = ['"0, take.mp4",1,0,1', f'"{folder}/0, take.mp4",2,2,3', '"1, take.mp4",1,0,1']
+    file = table(folder / "both.csv", *both)
+    assert "write it in one way" in own(tool, file, tmp_path / "o", check=2).stderr
 
 
 def test_what_was_left_out_is_no_gap(long_videos, tmp_path, tool):

@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from browser import chromium
 from conftest import FINETUNE, PRETRAIN, ROOT, SHORT, start
 from PIL import Image
 from safetensors.torch import save_file
@@ -43,19 +44,12 @@ def runs(shapes, tmp_path_factory):
 
 def browse(file, folder, *more):
     """(what Chromium logs, the console included; what the page asked of a network)"""
-    chromium = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if chromium is None:
-        pytest.skip("no Chromium here")
     quiet = (
         "--disable-quic --no-first-run --disable-background-networking "
         "--disable-component-update --disable-sync"
     )
     command = [
-        chromium,
+        chromium(),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",

@@ -46,9 +46,7 @@ from hiera_video.system.files import write_csv
 PRESETS = ("quick", "standard", "thorough")
 LARGE_GIB = 20  # of a GPU that takes `thorough`
 LEAST_STEPS = 300
-UNEVEN = (
-    3.0  # rows of the most frequent class, for each of the rarest, from which they are balanced
-)
+UNEVEN = 3.0  # times the rows of the rarest class, above which classes are drawn evenly
 LONGEST = 8  # data.sampling_rate
 BEST = "checkpoints/best"
 FEW = 10  # test videos of a class that say little

@@ -34,7 +34,7 @@ NAMED = 3  # examples in a message
 
 @dataclass(frozen=True)
 class Row:
-    path: str  # as written
+    path: str  # as written, without detours such as ./
     labels: tuple[str, ...]
     segment: tuple[float, float] | None
     group: str
@@ -140,7 +140,14 @@ def _rows(videos: VideoList, source: Path, group: str | None) -> list[Row]:
 def _check_groups(own: OwnVideos, source: Path) -> None:
     """Raises UserError where a split is impossible, or a given one leaks."""
     of_video: dict[str, str] = {}
+    spelling: dict[str, str] = {}
     for row in own.rows:
+        place = join(own.root, row.path)
+        if spelling.setdefault(place, row.path) != row.path:
+            raise UserError(
+                f"{source}: one video is written as {spelling[place]} and as {row.path}: write it "
+                "in one way"
+            )
         if of_video.setdefault(row.path, row.group) != row.group:
             raise UserError(
                 f"{source}: {row.path} is in the groups {of_video[row.path]!r} and "
