@@ -32,8 +32,13 @@ from hiera_video.data.sampling import (
 from hiera_video.evaluation.loop import Forward
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
 from hiera_video.models.token_dial import TokenDial
-from hiera_video.models.weights import LoadReport, load_weights, read_weights
-from hiera_video.models.zoo import create_model
+from hiera_video.models.weights import (
+    LoadReport,
+    is_autoencoder,
+    load_weights,
+    read_weights,
+)
+from hiera_video.models.zoo import argument_names, create_model
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.remote import RemoteFiles
@@ -56,7 +61,9 @@ def model_spec(config: Config, num_classes: int | None) -> ModelSpec:
     is_baseline = name in PYTORCHVIDEO_MODELS
     if config.task == "pretrain":
         if is_baseline:
-            raise UserError(f"model.name={name}: task=pretrain needs a Hiera")
+            raise UserError(
+                f"model.name={name}: task=pretrain needs a Hiera, an MViTv2 or a plain ViT"
+            )
         name = name if name.startswith("mae_") else f"mae_{name}"
     elif name.startswith("mae_"):
         raise UserError(
@@ -92,8 +99,10 @@ def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
 def build_encoder(config: Config) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
     spec = model_spec(config, 1)
-    kept = {k: v for k, v in spec.arguments.items() if not k.startswith("decoder_")}
-    return build_model(ModelSpec(spec.name.removeprefix("mae_"), kept), seed=config.seed)
+    name = spec.name.removeprefix("mae_")
+    known = argument_names(name)
+    kept = {k: v for k, v in spec.arguments.items() if k in known}
+    return build_model(ModelSpec(name, kept), seed=config.seed)
 
 
 def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def load_for_use(
     key: what named the weights, for the message. Raises UserError.
     """
     try:
-        is_mae = from_mae and "decoder_pos_embed" in read_weights(weights)[0]
+        is_mae = from_mae and is_autoencoder(read_weights(weights)[0])
         return load_weights(model, weights, strict=not is_mae)
     except ValueError as e:
         raise UserError(f"{key}: {e}") from e
@@ -185,9 +194,10 @@ def check_dial(config: Config) -> None:
         "test.keep_units_too": config.test.keep_units_too,
     }
     for key, asked in shares.items():
-        if config.model.name in PYTORCHVIDEO_MODELS and min(asked, default=1) < 1:
-            name = config.model.name
-            raise UserError(f"{key}: only a Hiera has mask units, not model.name={name}")
+        name = config.model.name
+        has_units = name.removeprefix("mae_").startswith(("hiera_", "vit_"))
+        if not has_units and min(asked, default=1) < 1:
+            raise UserError(f"{key}: only a Hiera or a ViT leaves units out, not model.name={name}")
 
 
 def token_dial(config: Config) -> TokenDial:

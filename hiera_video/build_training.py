@@ -39,9 +39,9 @@ from hiera_video.data.sampling import (
     RandomSegments,
 )
 from hiera_video.data.transforms import TrainCrop
-from hiera_video.models.hiera import Trunk
 from hiera_video.models.lora import Lora
 from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.trunk import Trunk
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.training.losses import class_weights

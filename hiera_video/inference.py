@@ -35,12 +35,18 @@ from hiera_video.evaluation.loop import (
 from hiera_video.evaluation.multilabel import thresholds_of
 from hiera_video.evaluation.scores import class_name
 from hiera_video.models.arguments import MAEArgs, TrunkArgs
-from hiera_video.models.hiera import Trunk
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.onnx_model import OnnxModel
 from hiera_video.models.token_dial import KEEP_BY, TokenDial
-from hiera_video.models.weights import classes_of, load_weights, read_weights, weights_file
+from hiera_video.models.trunk import Trunk
+from hiera_video.models.weights import (
+    classes_of,
+    is_autoencoder,
+    load_weights,
+    read_weights,
+    weights_file,
+)
 from hiera_video.models.zoo import create_model
 from hiera_video.system.devices import PRECISIONS
 from hiera_video.system.errors import VideoError
@@ -273,7 +279,7 @@ def load(
             )
         return _load_onnx(weights, model, classes, device=device, timeout_s=timeout_s)
     state, metadata = read_weights(weights)
-    is_mae = "decoder_pos_embed" in state
+    is_mae = is_autoencoder(state)
     stored = metadata.get("model", {})
     name = model or stored.get("name")
     if name is None:

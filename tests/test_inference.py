@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import hiera_video
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.models import create_hiera, create_hiera_mae
-from hiera_video.models.zoo import hiera_arguments
+from hiera_video.models.zoo import model_arguments
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_masked_autoencoder_gives_features_and_no_classes(video, tmp_path):
     features = model.features(video).features
     assert features.shape[1] == 128
     # A converted file states every argument that there was, which changes nothing.
-    every = hiera_arguments("mae_hiera_tiny_16x224", **arguments)
+    every = model_arguments("mae_hiera_tiny_16x224", **arguments)
     older = {key: value for key, value in every.items() if key != "pos_init"}
     for stated in (every, older):
         card["model"]["arguments"] = stated

@@ -88,7 +88,7 @@ def test_what_has_no_mask_units_is_refused(shapes, tmp_path):
     with pytest.raises(UserError, match=r"features\.stages=\[4\] with test\.keep_units=0\.5"):
         start(*common, "stages=[features]", "features.stages=[4]", "test.keep_units=0.5")
     baseline = ["model.name=x3d_m", "model.embed_dim=null", "model.stages=null"]
-    with pytest.raises(UserError, match=r"test\.keep_units: only a Hiera .*x3d_m"):
+    with pytest.raises(UserError, match=r"test\.keep_units: only a Hiera or a ViT .*x3d_m"):
         start(*common, *baseline, "model.head_init_scale=null", "test.keep_units=0.5")
     with pytest.raises(UserError, match=r"test\.keep_units=0.*above 0"):
         start(*common, "test.keep_units=0")

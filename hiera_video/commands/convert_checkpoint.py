@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from hiera_video.commands.arguments import make_parser
-from hiera_video.models.weights import metadata_entry, read_weights
-from hiera_video.models.zoo import create_model, hiera_arguments, list_models
+from hiera_video.models.weights import is_autoencoder, metadata_entry, read_weights
+from hiera_video.models.zoo import create_model, list_models, model_arguments
 from hiera_video.system.errors import UserError
 from hiera_video.system.tensors import save_file
 
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
 
 def describe_published(state: dict[str, Tensor], model: str | None) -> dict[str, Any]:
     """Metadata of a file that has none. Raises ValueError."""
-    name, arguments = (model, hiera_arguments(model)) if model else find_model(state)
+    name, arguments = (model, model_arguments(model)) if model else find_model(state)
     # The published weights of videos and of images differ in this.
     if len(arguments["input_size"]) == 3:
         mean = [0.45] * 3
@@ -78,7 +78,7 @@ def describe_published(state: dict[str, Tensor], model: str | None) -> dict[str,
 def find_model(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """(name, arguments) of the named model that the tensors belong to. Raises UserError."""
     shapes = {name: tensor.shape for name, tensor in state.items()}
-    is_mae = "decoder_pos_embed" in shapes
+    is_mae = is_autoencoder(state)
     classes = {"num_classes": len(state[HEAD])} if HEAD in state else {}
     for name in list_models():
         if name.startswith("mae_") != is_mae:
@@ -86,7 +86,7 @@ def find_model(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
         with torch.device("meta"):
             model = create_model(name, **classes)
         if {n: t.shape for n, t in model.state_dict().items()} == shapes:
-            return name, hiera_arguments(name, **classes)
+            return name, model_arguments(name, **classes)
     raise UserError(
         "these tensors are none of the named models'; say which with --model, if it is one"
     )

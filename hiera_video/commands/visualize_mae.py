@@ -22,7 +22,7 @@ from hiera_video.config import Config, load_config
 from hiera_video.data.decode.source import VideoSource
 from hiera_video.inference import VideoModel
 from hiera_video.models.mae import MaskedAutoencoder
-from hiera_video.models.weights import read_weights
+from hiera_video.models.weights import is_autoencoder, read_weights
 from hiera_video.pictures.reconstruct import ROWS, Reconstruction, reconstruct, sheet
 from hiera_video.system.errors import UserError, VideoError
 
@@ -91,7 +91,7 @@ def load_autoencoder(config: Config, weights: str) -> VideoModel:
         state, _ = read_weights(weights)
     except ValueError as e:
         raise UserError(f"--weights: {e}") from e
-    if "decoder_pos_embed" not in state:
+    if not is_autoencoder(state):
         raise UserError(f"--weights {weights}: not a masked autoencoder, it has no decoder")
     model = build.build_model(build.model_spec(config, None), seed=config.seed)
     print(build.load_for_use(model, weights, key="--weights"))

@@ -17,6 +17,7 @@ OPTIMIZERS = ("adamw", "sgd")
 SAMPLERS = ("shuffle", "balanced")
 MULTILABEL_LOSSES = ("bce", "focal", "asymmetric")
 CLASS_WEIGHTS = ("none", "inverse", "inverse_sqrt", "effective")
+MASKS = ("random", "tube")
 DECODER_KEEP_BY = ("random", "running_cell")
 
 
@@ -180,6 +181,8 @@ class MAEConfig:
 
     # Share of the mask units that are hidden.
     mask_ratio: float = 0.9
+    # Which ones: random, or tube (the same places at all times; VideoMAE).
+    mask: str = "random"
     # Share of the hidden patches that the decoder sees and predicts. The decoder is most of the
     # cost.
     decoder_keep: float = 1.0
@@ -192,4 +195,5 @@ class MAEConfig:
 
     def __post_init__(self) -> None:
         require_share("mae", self, "decoder_keep")
+        require_one_of("mae.mask", self.mask, MASKS)
         require_one_of("mae.decoder_keep_by", self.decoder_keep_by, DECODER_KEEP_BY)

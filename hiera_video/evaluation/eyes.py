@@ -21,7 +21,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hiera_video.models.mae import MAEOutput, MaskedAutoencoder, gather_rows
+from hiera_video.models.blocks import gather_rows
+from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
 from hiera_video.system.distributed import World
 
 PREDICTORS = ("zero", "position", "copy")

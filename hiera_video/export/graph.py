@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hiera_video.inference import VideoModel
 from hiera_video.models.attention import attend
-from hiera_video.models.hiera import Attention, max_pool
+from hiera_video.models.blocks import Attention, max_pool
 
 INPUT = "clip"
 STAGES = ("stage1", "stage2", "stage3", "stage4")

@@ -21,7 +21,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.huggingface import CONFIG, MODEL_TYPE, WEIGHTS
 from hiera_video.models.published import LICENCE, published
 from hiera_video.models.weights import metadata_entry
-from hiera_video.models.zoo import hiera_arguments
+from hiera_video.models.zoo import model_arguments
 from hiera_video.system.tensors import save_file
 
 CODE = files("hiera_video.export") / "hub_code"
@@ -63,7 +63,7 @@ def write_folder(
         raise ValueError("--to hf is for the weights of a Hiera that classifies video")
     stored = metadata["model"]
     given = {"num_classes": model.module.head.projection.out_features}
-    arguments = hiera_arguments(stored["name"], **{**stored.get("arguments", {}), **given})
+    arguments = model_arguments(stored["name"], **{**stored.get("arguments", {}), **given})
     folder.mkdir()
     classes = model.classes or [f"class {k}" for k in range(arguments["num_classes"])]
     clip_format = describe_format(model)

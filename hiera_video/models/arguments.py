@@ -1,7 +1,7 @@
-"""The constructor arguments of the Hiera family, once, under their official names and meanings.
+"""The constructor arguments of Hiera and of the plain ViT, once, under their official names.
 
 Sizes are (frames, height, width) for video and (height, width) for images. A geometry that does
-not come out even raises ValueError, which names the argument.
+not come out even raises ValueError, which names the argument. Those of MViTv2: mvit_arguments.py.
 """
 
 import dataclasses
@@ -11,15 +11,20 @@ from dataclasses import dataclass
 
 from hiera_video.models.tokens import units_of
 
-HEAD_POOL = ("mean", "time")
+HEAD_POOL = ("mean", "time", "cls")
 POS_INIT = ("random", "waves")
+MASKING = ("delete", "tokens", "separate")
+TARGETS = ("pixel", "pixel_mae_st", "pixel_videomae", "hog")
 # Arguments that have a number for each dimension of the input.
 SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 
 
 @dataclass(frozen=True)
 class TrunkArgs:
-    """What the classifier and the masked autoencoder share; defaults are the image model's."""
+    """What classifiers and masked autoencoders share; defaults are those of a Hiera on images."""
+
+    cls_token = False  # of those that may have one, a field
+    sincos_pos_embed = False
 
     input_size: Sequence[int] = (224, 224)  # pixels
     in_chans: int = 3
@@ -38,6 +43,10 @@ class TrunkArgs:
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0  # of the last block; it grows linearly from 0
     sep_pos_embed: bool = False  # position embeddings of space and of time, added
+    # Position tables that fit every resolution: one of a mask unit, repeated, and one of the whole,
+    # interpolated (Bolya et al., ICLR 2024).
+    abs_win_pos_embed: bool = False
+    global_pos_size: Sequence[int] = (14, 14)  # places of the latter, (height, width)
     pos_init: str = "random"  # how position tables start: random, as released, or waves
 
     def __post_init__(self) -> None:
@@ -57,6 +66,15 @@ class TrunkArgs:
     def units(self) -> tuple[int, ...]:
         """Mask units along each dimension."""
         return units_of(self.grid, self.mask_unit_size)
+
+    @property
+    def positions(self) -> str:
+        """Which tables there are (positions.py)."""
+        if self.abs_win_pos_embed:
+            return "window"
+        if self.sincos_pos_embed:
+            return "sincos"
+        return "separate" if self.sep_pos_embed else "joint"
 
     @property
     def stage_ends(self) -> list[int]:
@@ -89,6 +107,11 @@ class TrunkArgs:
             )
         if self.pos_init not in POS_INIT:
             raise ValueError(f"pos_init={self.pos_init!r}: one of {', '.join(POS_INIT)}")
+        if len(self.global_pos_size) != 2 or min(self.global_pos_size) < 1:
+            size = tuple(self.global_pos_size)
+            raise ValueError(f"global_pos_size={size} must be (height, width), both > 0")
+        if self.abs_win_pos_embed and self.pos_init != "random":
+            raise ValueError("abs_win_pos_embed=True has tables of its own kind: no pos_init")
         if self.sep_pos_embed and ndim != 3:
             raise ValueError(
                 "sep_pos_embed=True is for video: input_size must be (frames, height, width)"
@@ -114,37 +137,56 @@ class TrunkArgs:
 
 
 @dataclass(frozen=True)
-class HieraArgs(TrunkArgs):
-    """Arguments of the classifier."""
+class HeadArgs(TrunkArgs):
+    """A classifier's own arguments."""
 
     num_classes: int = 1000
     head_dropout: float = 0.0
-    # What the classifier reads of the tokens: their mean, as released, or the means of every time,
-    # side by side.
-    head_pool: str = "mean"
+    # What the classifier reads: the mean of the tokens, as released; the means of every time, side
+    # by side; or the class token. Default: that one where there is one, else the mean.
+    head_pool: str | None = None
     head_init_scale: float = 0.001  # of the classifier's weights and biases at the start
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.head_pool is None:
+            object.__setattr__(self, "head_pool", "cls" if self.cls_token else "mean")
         if self.head_pool not in HEAD_POOL:
             raise ValueError(f"head_pool={self.head_pool!r}: one of {', '.join(HEAD_POOL)}")
+        if self.head_pool == "cls" and not self.cls_token:
+            raise ValueError("head_pool='cls' needs cls_token=True")
         if self.head_pool == "time" and (len(self.input_size) != 3 or self.mask_unit_size[0] != 1):
             raise ValueError("head_pool='time' is for video, with mask units of one token in time")
 
 
 @dataclass(frozen=True)
-class MAEArgs(TrunkArgs):
-    """Arguments of the masked autoencoder: those of its encoder, and its decoder's.
+class DecoderArgs(TrunkArgs):
+    """A masked autoencoder's own arguments.
 
-    The encoder pools twice, so that 4 tokens of a unit are left. `decoder_num_heads`: the released
-    code says 16, the paper's Table 11 says 8 for video; shapes do not tell.
+    `decoder_num_heads`: the released code says 16, the paper's Table 11 says 8 for video; shapes do
+    not tell.
     """
 
     num_classes: int = 0  # accepted for the official signature; there are no classes
-    q_pool: int = 2
     decoder_embed_dim: int = 512
     decoder_depth: int = 8
     decoder_num_heads: int = 16
+    # Whether the decoder reads earlier stages, too (paper Table 3a).
+    multi_scale: bool = True
+    # Hidden units are deleted, or (`tokens`) one learned token stands for each of their tokens in
+    # the encoder. Of MViTv2 also `separate`: deleted, and the others padded one by one.
+    masking: str = "delete"
+    # What is predicted of a hidden patch (targets.py).
+    target: str = "pixel"
+
+    @property
+    def decoder_positions(self) -> str:
+        """As `positions`, of the decoder's patches."""
+        return "joint"
+
+    @property
+    def decoder_cls_token(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +195,85 @@ class MAEArgs(TrunkArgs):
                 f"decoder_num_heads={self.decoder_num_heads} must divide "
                 f"decoder_embed_dim={self.decoder_embed_dim}"
             )
+        if self.masking not in MASKING:
+            raise ValueError(f"masking={self.masking!r}: one of {', '.join(MASKING)}")
+        if self.target not in TARGETS:
+            raise ValueError(f"target={self.target!r}: one of {', '.join(TARGETS)}")
+        if self.target in ("pixel_mae_st", "pixel_videomae") and len(self.input_size) != 3:
+            raise ValueError(f"target={self.target!r} is for video")
+
+
+@dataclass(frozen=True)
+class HieraArgs(HeadArgs):
+    """Arguments of the classifier."""
+
+    head_pool: str | None = "mean"
+
+
+@dataclass(frozen=True)
+class MAEArgs(DecoderArgs):
+    """Arguments of the masked autoencoder. It pools twice, so that 4 tokens of a unit are left."""
+
+    q_pool: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_separate(self)
+
+
+@dataclass(frozen=True)
+class ViTTrunkArgs(TrunkArgs):
+    """Of a plain ViT: one stage, units of one token, no pooling. Defaults are B's, on images."""
+
+    embed_dim: int = 768
+    num_heads: int = 12
+    stages: Sequence[int] = (12,)
+    q_pool: int = 0
+    mask_unit_size: Sequence[int] = (1, 1)
+    mask_unit_attn: Sequence[bool] = (False,)
+    patch_kernel: Sequence[int] = (16, 16)
+    patch_stride: Sequence[int] = (16, 16)
+    patch_padding: Sequence[int] = (0, 0)
+    cls_token: bool = False  # one more token, which belongs to no place
+    sincos_pos_embed: bool = False  # positions are waves that are not learned, as in VideoMAE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.q_pool or any(self.mask_unit_attn):
+            raise ValueError("a plain ViT has no pooling and no mask-unit attention")
+        if self.sincos_pos_embed and (self.sep_pos_embed or self.abs_win_pos_embed):
+            raise ValueError("sincos_pos_embed=True: no sep_pos_embed, no abs_win_pos_embed")
+
+
+@dataclass(frozen=True)
+class ViTArgs(ViTTrunkArgs, HeadArgs):
+    """Arguments of the plain ViT's classifier."""
+
+
+@dataclass(frozen=True)
+class ViTMAEArgs(ViTTrunkArgs, DecoderArgs):
+    """Arguments of the plain ViT's masked autoencoder; defaults are VideoMAE's for B."""
+
+    decoder_embed_dim: int = 384
+    decoder_depth: int = 4
+    decoder_num_heads: int = 6
+
+    @property
+    def decoder_positions(self) -> str:
+        return self.positions
+
+    @property
+    def decoder_cls_token(self) -> bool:
+        return self.cls_token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_separate(self)
+
+
+def _refuse_separate(args: DecoderArgs) -> None:
+    if args.masking == "separate":
+        raise ValueError("masking='separate' is for MViTv2: nothing here reaches beyond a unit")
 
 
 @dataclass(frozen=True)

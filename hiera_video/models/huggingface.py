@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from hiera_video.models.arguments import HieraArgs, MAEArgs
-from hiera_video.models.hiera import NORM_EPS
+from hiera_video.models.blocks import NORM_EPS
 from hiera_video.models.zoo import SIZES
 
 CONFIG = "config.json"

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiera_video.models.hiera import Block, Trunk
 from hiera_video.models.linear import Linear
+from hiera_video.models.trunk import Trunk
 
 DOWN = "lora_a"
 UP = "lora_b"
@@ -96,8 +96,8 @@ class Lora:
         draws = torch.Generator().manual_seed(seed)
         model.freeze_embeddings()
         model.blocks.requires_grad_(False)
-        for block in model.blocks[model.frozen_blocks :]:
-            assert isinstance(block, Block)
+        trained: Any = model.blocks[model.frozen_blocks :]
+        for block in trained:
             for part, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
                 for name in names:
                     base = getattr(part, name)

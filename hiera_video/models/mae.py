@@ -1,4 +1,4 @@
-"""Masked autoencoder with a Hiera encoder (paper section 3.1, App. A).
+"""Masked autoencoder (Hiera: paper section 3.1, App. A; a plain ViT: vit.py; MViTv2: mvit.py).
 
 Layout and quirks are those of the released weights.
 
@@ -7,13 +7,15 @@ transformer decoder fills in the hidden patches, and the loss is the squared err
 normalised patch by patch. The decoder may see and predict a share of the hidden patches alone
 (VideoMAE V2, CVPR 2023; CrossMAE): it is most of the cost of pretraining.
 
+With `masking` "tokens" the encoder keeps a learned token in the place of every hidden one, and
+the decoder reads those (paper Fig. 4c).
+
 Legend: B clips, U mask units, V visible ones, L tokens of a unit, S prediction patches of a unit,
-N = U * S patches of a clip, H the hidden ones that are predicted, P = 3 * 16 * 16 pixels of a
-patch, D decoder width.
+N = U * S patches of a clip, H the hidden ones that are predicted, P numbers that are predicted of a
+patch (3 * 16 * 16 pixels), D decoder width.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models import tokens
-from hiera_video.models.arguments import BlockArgs, MAEArgs
-from hiera_video.models.hiera import NORM_EPS, Block, Trunk, run_block
+from hiera_video.models.arguments import BlockArgs, DecoderArgs, MAEArgs
+from hiera_video.models.blocks import NORM_EPS, Block, gather_rows, run_block
 from hiera_video.models.linear import Linear
+from hiera_video.models.masking import draw_predicted, draw_tubes, draw_visible
+from hiera_video.models.patch_embed import zero_hidden
+from hiera_video.models.positions import separate_table, sincos_table, table_shapes
+from hiera_video.models.targets import Target
+from hiera_video.models.trunk import Trunk
 
-PIXEL_EPS = 1e-6
-CELL = 4  # patches of a running cell, 2 x 2
 DECODER_STAGE = 5  # of `recompute_stages`; the encoder's are 1 to 4
 
 
@@ -35,51 +40,6 @@ class MAEOutput(NamedTuple):
     pred: Tensor  # [B * H, P], rows: sample, then (t, h, w) of the patch
     target: Tensor  # [B * H, P], normalised pixels
     keep: Tensor  # bool [B, U], True = visible; units row-major (t, h, w)
-
-
-def draw_visible(noise: Tensor, mask_ratio: float) -> Tensor:
-    """noise [B, U] -> int64 [B, V]: the units of lowest noise, sorted.
-
-    V = int(U * (1 - mask_ratio)). Raises ValueError for a ratio of no use.
-    """
-    if not 0 <= mask_ratio < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} must be at least 0 and less than 1")
-    # A plain number while torch.compile traces with dynamic shapes, too: it decides the shape of
-    # all that follows.
-    count = operator.index(int(noise.shape[1] * (1 - mask_ratio)))
-    if count < 1:
-        raise ValueError(
-            f"mask_ratio={mask_ratio} leaves none of the {noise.shape[1]} mask units visible"
-        )
-    return noise.argsort(dim=1)[:, :count].sort(dim=1).values
-
-
-def draw_predicted(hidden: Tensor, share: float, noise: Tensor) -> Tensor:
-    """Of the patches `hidden` [B, H], those of lowest noise [B, N]: int64 [B, share * H], sorted.
-
-    Raises ValueError for a share of no use.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"decoder_keep={share} must be above 0 and at most 1")
-    count = max(1, round(share * operator.index(int(hidden.shape[1]))))
-    order = noise.gather(1, hidden).argsort(dim=1)[:, :count]
-    return hidden.gather(1, order).sort(dim=1).values
-
-
-def running_cells(noise: Tensor, phase: Tensor, *, share: float, grid: Sequence[int]) -> Tensor:
-    """Noise [B, N] that prefers the running cells of VideoMAE V2: [B, N].
-
-    In every cell of 2 x 2 patches the same places are preferred, and from frame to frame they run
-    on by one, so that all places have their turn. phase: int64 [B], where they begin, 0 to 3;
-    grid: patches along (t,) h, w.
-    """
-    frames, height, width = (1, *grid)[-3:]
-    t = torch.arange(frames, device=noise.device)[:, None, None]
-    y = torch.arange(height, device=noise.device)[:, None]
-    x = torch.arange(width, device=noise.device)
-    place = (2 * (y % 2) + x % 2 - t).flatten()  # [N]
-    outside = (place - phase[:, None]) % CELL >= math.ceil(CELL * share)
-    return noise + outside
 
 
 class FusionHead(nn.Module):
@@ -118,18 +78,23 @@ class MaskedAutoencoder(Trunk):
     Arguments: MAEArgs, by keyword. Raises ValueError.
     """
 
+    arguments: type[DecoderArgs] = MAEArgs
     patch_index: Tensor  # int64 [U, S]: the spatial position of every patch
+    decoder_pos_embed: Tensor
+    decoder_pos_embed_spatial: Tensor
+    decoder_pos_embed_temporal: Tensor
+    decoder_pos_embed_class: Tensor
     decoder_stages = 1
 
     def __init__(self, **arguments: Any):
-        args = MAEArgs(**arguments)
+        args = self.arguments(**arguments)
         super().__init__(args)
         encoder_dim = self.stage_dims[-1]
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=NORM_EPS)
         # A head for each stage before a pooling; later ones already have the final resolution.
         self.multi_scale_fusion_heads = nn.ModuleList(
             FusionHead(self.stage_dims[i], encoder_dim, stride=args.q_stride, pools=args.q_pool - i)
-            for i in range(args.q_pool)
+            for i in range(args.q_pool if args.multi_scale else 0)
         )
         grid = self.patch_grid
         unit = tokens.pooled(self.mask_unit_size, args.q_stride, args.q_pool)
@@ -138,9 +103,20 @@ class MaskedAutoencoder(Trunk):
         self.register_buffer("patch_index", index, persistent=False)  # [U, S]
 
         width = args.decoder_embed_dim
+        self.keeps_hidden = args.masking == "tokens"  # as tokens of the encoder
         self.decoder_embed = Linear(encoder_dim, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), width))
+        stands_in = args.embed_dim if self.keeps_hidden else width
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, stands_in))
+        self.decoder_cls_token = None
+        if args.decoder_cls_token:
+            self.decoder_cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self._decoder_positions = args.decoder_positions
+        shapes = table_shapes(args.decoder_positions, grid, width, cls_token=args.decoder_cls_token)
+        for name, shape in shapes.items():
+            self.register_parameter(f"decoder_{name}", nn.Parameter(torch.zeros(shape)))
+        if args.decoder_positions == "sincos":
+            table = sincos_table(math.prod(grid), width)
+            self.register_buffer("decoder_pos_embed", table[None], persistent=False)
         block = BlockArgs(width, width, args.decoder_num_heads, 1, False, 0.0)
         self.decoder_blocks = nn.ModuleList(
             Block(block, mlp_ratio=args.mlp_ratio) for _ in range(args.decoder_depth)
@@ -148,7 +124,8 @@ class MaskedAutoencoder(Trunk):
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         # Pixels along the side of a prediction patch.
         self.patch_size = args.patch_stride[-1] * args.q_stride[-1] ** args.q_pool
-        self.decoder_pred = Linear(width, self.patch_size**2 * args.in_chans)
+        self.target = Target(args.target, self.patch_size, tuple(args.patch_stride), args.in_chans)
+        self.decoder_pred = Linear(width, self.target.width)
         self._init_weights(args.pos_init)
 
     def forward(
@@ -166,7 +143,7 @@ class MaskedAutoencoder(Trunk):
         mask_ratio: share that is drawn and hidden (the paper: 0.9 for video, 0.6 for images).
         keep: bool [B, U], True = visible, in place of a draw; every row shows the same number.
         noise: [B, U], decides the draw in place of torch's global generator: the units of lowest
-        noise are visible.
+        noise are visible. [B, U / T], of the places of one time: tubes, the same at all T times.
         decoder_keep: share of the hidden patches that the decoder sees and predicts, above 0;
         rows of pred and target are then those patches, still in the order of their places.
         decoder_noise: [B, N], decides which they are: the hidden patches of lowest noise.
@@ -175,41 +152,75 @@ class MaskedAutoencoder(Trunk):
         if keep is None:
             if noise is None:
                 noise = torch.rand(len(clip), self.num_units, device=clip.device)
-            visible = draw_visible(noise, mask_ratio)
+            visible = self.draw_visible(noise, mask_ratio)
             keep = torch.zeros(len(clip), self.num_units, dtype=torch.bool, device=clip.device)
             keep.scatter_(1, visible, 1)
         else:
             visible = self._visible_units(keep, len(clip))
-        x = self.forward_encoder(clip, keep, visible)  # [B, V, S, C]
+        x = self.forward_encoder(clip, keep, visible)  # [B, V (U), S, C]
         hidden = self.predicted_patches(visible, decoder_keep, decoder_noise)  # [B, H]
         pred = self.forward_decoder(x, visible, hidden)
         target = self.patch_targets(clip, hidden)
         loss = (pred.float() - target).square().mean()
         return MAEOutput(loss, pred, target, keep)
 
+    def draw_visible(self, noise: Tensor, mask_ratio: float) -> Tensor:
+        """noise [B, U], or [B, U / T] of tubes -> int64 [B, V], units. Raises ValueError."""
+        if noise.shape[1] == self.num_units:
+            return draw_visible(noise, mask_ratio)
+        return draw_tubes(noise, mask_ratio, self.num_units // noise.shape[1])
+
     def forward_encoder(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
-        """Fused, normalised tokens of the visible units: [B, V, S, C]."""
-        ends = self.encode(self.embed_visible(clip, keep, visible))
+        """Fused, normalised tokens [B, V, S, C] of the visible units; where `masking` is "tokens",
+        [B, U, S, C] of all."""
+        if self.keeps_hidden:
+            x = self._embed_with_tokens(clip, keep)
+        else:
+            x = self.embed_visible(clip, keep, visible)
+        ends = self.encode(x)
         fused = ends[-1]
         for head, x in zip(self.multi_scale_fusion_heads, ends):
             fused = fused + head(x)
         return self.encoder_norm(fused)
 
+    def _embed_with_tokens(self, clip: Tensor, keep: Tensor) -> Tensor:
+        """[B, U, L, C]: hidden pixels are zero, and hidden tokens are the mask token."""
+        self._check_clip(clip)
+        x = self.patch_embed(zero_hidden(clip, keep, self.units))
+        x = tokens.to_units(x, self.mask_unit_size, self.q_stride, self.q_pool)
+        x = torch.where(keep[:, :, None, None], x, self.mask_token.to(x.dtype))
+        return self._with_positions(x, self.unit_index)
+
+    def decoder_table(self) -> Tensor:
+        """[N, D]"""
+        if self._decoder_positions == "separate":
+            return separate_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_temporal)
+        return self.decoder_pos_embed[0]
+
     def forward_decoder(self, x: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Visible tokens [B, V, S, C] -> pixels of the patches `hidden` [B, H]: [B * H, P].
+        """The encoder's tokens -> what is predicted of the patches `hidden` [B, H]: [B * H, P].
 
         Hidden patches that are not among them are no tokens of the decoder.
         """
-        x = self.decoder_embed(x).flatten(1, 2)  # [B, V * S, D]
+        x = self.decoder_embed(x).flatten(1, 2)  # [B, V (U) * S, D]
         shown = self.patch_index[visible].flatten(1)  # [B, V * S]
-        masked = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1)
-        x = masked.scatter(1, shown[..., None].expand_as(x), x)  # [B, N, D], spatial order
-        x = x + self.decoder_pos_embed
+        if self.keeps_hidden:
+            x = x[:, self.patch_index.flatten().argsort()]  # [B, N, D], spatial order
+        else:
+            masked = self.mask_token.to(x.dtype).expand(len(x), self.patch_index.numel(), -1)
+            x = masked.scatter(1, shown[..., None].expand_as(x), x)  # [B, N, D], spatial order
+        x = x + self.decoder_table()
         predicted = hidden
         if shown.shape[1] + hidden.shape[1] < self.patch_index.numel():
             x = gather_rows(x, torch.cat([shown, hidden], dim=1))  # [B, V * S + H, D]
             last = torch.arange(shown.shape[1], x.shape[1], device=x.device)
             predicted = last.expand(len(x), -1)
+        if self.decoder_cls_token is not None:
+            token: Tensor = self.decoder_cls_token
+            if self._decoder_positions != "sincos":
+                token = token + self.decoder_pos_embed_class
+            x = torch.cat([token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            predicted = predicted + 1
         x = x[:, None]  # [B, 1, tokens, D]: one big unit, attended globally
         for block in self.decoder_blocks:
             x = run_block(block, x, recompute=DECODER_STAGE in self.recompute_stages)
@@ -240,29 +251,13 @@ class MaskedAutoencoder(Trunk):
 
     @torch.no_grad()
     def patch_targets(self, clip: Tensor, hidden: Tensor) -> Tensor:
-        """Pixels of the patches `hidden` [B, H], normalised: float32 [B * H, P].
-
-        Each patch has zero mean and unit (unbiased) variance.
-        """
+        """What is to be predicted of the patches `hidden` [B, H]: float32 [B * H, P]."""
         patches = gather_rows(self.patches(clip), hidden).flatten(0, 1).float()
-        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (var + PIXEL_EPS).sqrt()
+        return self.target.normalised(patches)
 
     def patches(self, clip: Tensor) -> Tensor:
-        """[B, N, P], patches in the order (t, h, w).
-
-        Video: the first frame of every 2-frame token, pixels ordered (y, x, channel). Images:
-        (channel, y, x). The two orders are those that the released weights were trained with.
-        """
-        size = self.patch_size
-        if clip.ndim == 5:
-            clip = clip[:, :, :: self.patch_stride[0]]
-            patches = clip.unfold(3, size, size).unfold(4, size, size)  # [B, 3, t, h, w, y, x]
-            patches = patches.permute(0, 2, 3, 4, 5, 6, 1)
-        else:
-            patches = clip.unfold(2, size, size).unfold(3, size, size)  # [B, 3, h, w, y, x]
-            patches = patches.permute(0, 2, 3, 1, 4, 5)
-        return patches.reshape(len(clip), self.patch_index.numel(), -1)
+        """[B, N, P], patches in the order (t, h, w), not normalised (targets.py)."""
+        return self.target.patches(clip)
 
     def predicted_patches(
         self, visible: Tensor, decoder_keep: float = 1.0, decoder_noise: Tensor | None = None
@@ -318,9 +313,7 @@ class MaskedAutoencoder(Trunk):
     def _init_weights(self, pos_init: str) -> None:
         # As released: position tables and mask token 0.02; linear layers Xavier, the patch
         # embedding as if it were one. The fusion heads keep the default of a convolution.
-        for name, parameter in self.named_parameters():
-            if "pos_embed" in name or name == "mask_token":
-                nn.init.trunc_normal_(parameter, std=0.02)
+        self._draw_tables()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -329,9 +322,7 @@ class MaskedAutoencoder(Trunk):
         self._init_positions(pos_init)
 
     def _position_grids(self) -> dict[str, tuple[int, ...]]:
-        return {**super()._position_grids(), "decoder_pos_embed": self.patch_grid}
-
-
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, N, C], index [B, H] -> [B, H, C]"""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        own = super()._position_grids()
+        if self._decoder_positions == "joint":
+            own["decoder_pos_embed"] = self.patch_grid
+        return own

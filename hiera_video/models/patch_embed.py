@@ -53,12 +53,7 @@ class PatchEmbed(nn.Module):
         # Pixels of a unit, and of a unit with its halo.
         box = [u * s for u, s in zip(unit, conv.stride)]
         window = [(u - 1) * s + k for u, s, k in zip(unit, conv.stride, conv.kernel_size)]
-        pixels = clip
-        if keep is not None:
-            keep = keep.unflatten(1, tuple(units))
-            for d, n in enumerate(box):
-                keep = keep.repeat_interleave(n, dim=1 + d)  # [B, (T,) H, W]
-            pixels = clip * keep[:, None]
+        pixels = clip if keep is None else zero_hidden(clip, keep, units)
         behind = [max(w - b - p, 0) for w, b, p in zip(window, box, conv.padding)]
         # F.pad wants pairs of (before, behind), the last dimension first.
         padding: list[int] = []
@@ -79,3 +74,11 @@ class PatchEmbed(nn.Module):
         convolve = F.conv2d if ndim == 2 else F.conv3d
         tokens = convolve(windows, conv.weight, conv.bias, conv.stride)
         return tokens.movedim(1, -1)  # [B * V, *unit, C]
+
+
+def zero_hidden(clip: Tensor, keep: Tensor, units: Sequence[int]) -> Tensor:
+    """The clip with the pixels of hidden units at zero. keep: bool [B, U], units: their grid."""
+    keep = keep.unflatten(1, tuple(units))
+    for d, n in enumerate(units):
+        keep = keep.repeat_interleave(clip.shape[2 + d] // n, dim=1 + d)  # [B, (T,) H, W]
+    return clip * keep[:, None]

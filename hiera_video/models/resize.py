@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiera_video.models.hiera import Trunk
 from hiera_video.models.tokens import pooled
+from hiera_video.models.trunk import Trunk
 
 Grid = tuple[int, ...]
-TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "decoder_pos_embed")
+TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
 
 
 def fit_to_model(
@@ -36,38 +36,50 @@ def fit_to_model(
     done: dict[str, str] = {}
     if "patch_embed.proj.weight" not in state or not isinstance(model, Trunk):
         return done
-    for name in TABLES:
-        if name in state and (state[name].ndim != 3 or len(state[name]) != 1):
+    for name in (*TABLES, *(f"decoder_{name}" for name in TABLES)):
+        is_row_by_row = name not in own or own[name].ndim == 3
+        if name in state and is_row_by_row and (state[name].ndim != 3 or len(state[name]) != 1):
             raise ValueError(
                 f"{name} has shape {list(state[name].shape)}, not [1, positions, channels]"
             )
     kernel = own["patch_embed.proj.weight"]
     if state["patch_embed.proj.weight"].ndim == 4 and kernel.ndim == 5:
         inflate(state, model)
-        done |= dict.fromkeys(
-            ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal"), "inflated"
-        )
+        inflated = ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal")
+        done |= dict.fromkeys((name for name in inflated if name in own), "inflated")
+    done |= _lengthen_relative(state, own)
     grid = source_grid(state, model, metadata)
     if grid is None:
         return done
-    pools = model.q_pool
-    tables = {
-        "pos_embed": (grid, model.grid),
-        "pos_embed_spatial": (grid[-2:], model.grid[-2:]),
-        "pos_embed_temporal": (grid[:1], model.grid[:1]),
-        "decoder_pos_embed": (
-            pooled(grid, model.q_stride, pools),
-            pooled(model.grid, model.q_stride, pools),
-        ),
-    }
+    tables = dict(zip(TABLES, _parts(grid, model.grid)))
+    ends = (pooled(g, model.q_stride, model.q_pool) for g in (grid, model.grid))
+    tables |= zip((f"decoder_{name}" for name in TABLES), _parts(*ends))
     for name, (source, target) in tables.items():
-        if name in state and name in own and len(source) == len(target) and source != target:
+        is_row_by_row = name in own and own[name].ndim == 3
+        if name in state and is_row_by_row and len(source) == len(target) and source != target:
             if state[name].shape[1] != math.prod(source):
                 raise ValueError(
                     f"{name} has {state[name].shape[1]} positions, which is no grid of {source}"
                 )
             state[name] = interpolate(state[name], source, target)
             done.setdefault(name, "interpolated")
+    return done
+
+
+def _parts(source: Grid, target: Grid) -> tuple[tuple[Grid, Grid], ...]:
+    """Of tables of all places, of space and of time."""
+    return (source, target), (source[-2:], target[-2:]), (source[:1], target[:1])
+
+
+def _lengthen_relative(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tables of relative positions [distances, channels], linearly, as PySlowFast does."""
+    done = {}
+    for name in [name for name in state if ".rel_pos_" in name and name in own]:
+        length = len(own[name])
+        if len(state[name]) != length:
+            table = state[name].float().t()[None]
+            state[name] = F.interpolate(table, size=length, mode="linear")[0].t().to(own[name])
+            done[name] = "interpolated"
     return done
 
 
@@ -93,6 +105,9 @@ def inflate(state: dict[str, Tensor], model: Trunk) -> None:
     frames = model.patch_embed.proj.kernel_size[0]
     kernel = state["patch_embed.proj.weight"]  # [C, 3, kh, kw]
     state["patch_embed.proj.weight"] = (kernel / frames)[:, :, None].repeat(1, 1, frames, 1, 1)
+    if "pos_embed_temporal" not in state and model.positions == "window":
+        channels = len(model.patch_embed.proj.weight)
+        state["pos_embed_temporal"] = torch.zeros(1, model.grid[0], channels)
     if "pos_embed" in state and model.sep_pos_embed:
         table = state.pop("pos_embed")
         state["pos_embed_spatial"] = table
@@ -115,7 +130,7 @@ def source_grid(
     if "pos_embed_spatial" in state and "pos_embed_temporal" in state:
         time = state["pos_embed_temporal"].shape[1]
         return (time, *_plane(state["pos_embed_spatial"].shape[1], own[-2:]))
-    if "pos_embed" in state:
+    if "pos_embed" in state and state["pos_embed"].ndim == 3:
         positions = state["pos_embed"].shape[1]
         if len(own) == 2:
             return _plane(positions, own)

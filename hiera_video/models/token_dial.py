@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiera_video.models.hiera import Trunk
+from hiera_video.models.trunk import Trunk
 
 KEEP_BY = ("random", "motion")
 

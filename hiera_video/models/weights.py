@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hiera_video.models.huggingface import described, hub_folder, official_names
+from hiera_video.models.layouts import our_names
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.published import nearest, published
 from hiera_video.models.resize import fit_to_model
@@ -29,8 +30,6 @@ WRAPPERS = ("model_state", "model", "state_dict", "module")
 HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official, and timm's
 # Prefixes left by DataParallel, torch.compile and encoders inside other models.
 PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.")
-# Prefixes of timm's names for the image models -> official ones.
-TIMM = {"head.norm.": "norm.", "head.fc.": "head.projection."}
 OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
 CARRIED = ("loaded", "interpolated", "inflated")
 
@@ -107,6 +106,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from e
     named = published(path)
     return _unwrap(state, str(file)), {} if named is None else named.metadata()
+
+
+def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
+    """Whether it is the state dict of a masked autoencoder."""
+    return any(name.startswith("decoder_blocks.") for name in state)
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:
@@ -229,23 +233,15 @@ def _unwrap(state: Any, source: str) -> dict[str, Tensor]:
 
 def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the file -> names of the model, for the pairs that differ by a rule."""
-    prefixes: dict[str, str] = {}
-    if "decoder_pos_embed" in state and "norm.weight" in own:
-        prefixes["encoder_norm."] = "norm."  # a masked autoencoder into a classifier
-    if "norm.weight" in own and "head.norm.weight" in state:
-        prefixes |= TIMM
-    renamed = {_with_prefix(name, prefixes): tensor for name, tensor in state.items()}
-    is_wrapped = all(name.startswith("net.") for name in own)
-    if is_wrapped and not any(name.startswith("net.") for name in renamed):
-        return {f"net.{name}": tensor for name, tensor in renamed.items()}  # PyTorchVideo's files
+    if all(name.startswith("net.") for name in own):  # PyTorchVideo's, behind our interface
+        is_bare = not any(name.startswith("net.") for name in state)
+        return {f"net.{name}": tensor for name, tensor in state.items()} if is_bare else state
+    renamed = our_names(state, own)
+    if "norm.weight" in own and "norm.weight" not in renamed:
+        for name in [name for name in renamed if name.startswith("encoder_norm.")]:
+            # A masked autoencoder into a classifier.
+            renamed["norm." + name.removeprefix("encoder_norm.")] = renamed.pop(name)
     return renamed
-
-
-def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
-    for theirs, ours in prefixes.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
 
 
 def _is_sound(tensor: Tensor, own: Tensor) -> bool:

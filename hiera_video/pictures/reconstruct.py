@@ -16,7 +16,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hiera_video.models.mae import PIXEL_EPS, MaskedAutoencoder, draw_visible
+from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.masking import draw_visible
+from hiera_video.models.targets import PIXEL_EPS
 
 NEAREST = 8  # visible patches whose statistics stand in for those of a hidden one
 GREY = 0.5

@@ -12,7 +12,7 @@ from hiera_video import build, build_training
 from hiera_video.config import Config
 from hiera_video.data.lists import VideoList
 from hiera_video.evaluation.multilabel import best_thresholds
-from hiera_video.models.hiera import Trunk
+from hiera_video.models.trunk import Trunk
 from hiera_video.models.weights import LoadReport, load_weights, read_weights
 from hiera_video.stages.inputs import Input
 from hiera_video.stages.keep import Keeper, some_of

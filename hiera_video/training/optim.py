@@ -30,7 +30,7 @@ def layer_of(name: str, depth: int) -> int:
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
-    return 0 if name.startswith(("patch_embed.", "pos_embed")) else depth + 1
+    return 0 if name.startswith(("patch_embed.", "pos_embed", "cls_token")) else depth + 1
 
 
 def parameter_groups(model: Any, *, weight_decay: float, layer_decay: float) -> list[dict]:
@@ -44,7 +44,7 @@ def parameter_groups(model: Any, *, weight_decay: float, layer_decay: float) -> 
     blocks = getattr(model, "blocks", None)
     if layer_decay != 1.0 and blocks is None:
         raise ValueError(
-            f"optim.layer_decay={layer_decay} is for Hiera; this model has no layers to number"
+            f"optim.layer_decay={layer_decay} is for models of numbered blocks; this one has none"
         )
     depth = len(blocks) if blocks is not None else 0
     undecayed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hiera_video.config import ClassifyConfig, MAEConfig
 from hiera_video.data.dataset import Batch
 from hiera_video.data.transforms import normalise
-from hiera_video.models.mae import CELL, MaskedAutoencoder, draw_visible, running_cells
+from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.masking import CELL, running_cells
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.training.losses import classification_loss
 
@@ -84,9 +85,7 @@ class MaskedAutoencode(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
-        draw_visible(
-            torch.zeros(1, model.num_units), config.mask_ratio
-        )  # tried once, for its error
+        model.draw_visible(hidden_draws(model, config, [0]).units, config.mask_ratio)  # may raise
         self.model = model
         self.config = config
         self.mean = mean
@@ -109,7 +108,7 @@ class MaskedAutoencode(nn.Module):
 class HiddenDraws(NamedTuple):
     """Decide what a masked autoencoder hides of each clip, and which of it is predicted."""
 
-    units: Tensor  # [B, U]
+    units: Tensor  # [B, U], or [B, U / T] of tubes
     patches: Tensor | None  # [B, N]; None where all is predicted
 
     def to(self, device: torch.device) -> "HiddenDraws":
@@ -123,12 +122,15 @@ def hidden_draws(model: MaskedAutoencoder, config: MAEConfig, seeds: Sequence[in
     """The draws of each clip's seed."""
     generator = torch.Generator()
     patches = model.patch_index.numel()
+    draws = model.num_units
+    if config.mask == "tube":
+        draws //= model.units[0]
     units: list[Tensor] = []
     orders: list[Tensor] = []
     phases: list[Tensor] = []
     for seed in seeds:
         generator.manual_seed(seed)
-        units.append(torch.rand(model.num_units, generator=generator))
+        units.append(torch.rand(draws, generator=generator))
         if config.decoder_keep < 1:
             orders.append(torch.rand(patches, generator=generator))
             phases.append(torch.randint(CELL, (), generator=generator))

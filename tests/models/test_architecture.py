@@ -10,7 +10,7 @@ import torch
 from hiera_video.models import create_hiera, create_hiera_mae, list_models, tokens
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS, create_pytorchvideo
 from hiera_video.models.flops import count_macs, count_parameters
-from hiera_video.models.mae import draw_visible
+from hiera_video.models.masking import draw_visible
 
 SMALL = dict(embed_dim=24, num_heads=1, stages=(1, 2, 2, 1), input_size=(8, 64, 64))
 DECODER = dict(decoder_embed_dim=48, decoder_depth=2, decoder_num_heads=4)

@@ -9,7 +9,7 @@ from golden_weights import draw_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiera_video.models import attention, create_hiera, create_hiera_mae, linear, tokens
-from hiera_video.models.hiera import Attention
+from hiera_video.models.blocks import Attention
 from hiera_video.models.mae import DECODER_STAGE, FusionHead
 
 VIDEO = dict(input_size=(8, 64, 96), embed_dim=24, num_heads=1, stages=(1, 2, 2, 1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hiera_video.config import MAEConfig
 from hiera_video.models import create_hiera, create_hiera_mae
-from hiera_video.models.mae import draw_predicted, running_cells
+from hiera_video.models.masking import draw_predicted, running_cells
 from hiera_video.models.token_dial import TokenDial, motion_of_units
 from hiera_video.training.tasks import hidden_draws
 
