@@ -1,7 +1,7 @@
 """The named models: Hiera, MViTv2 and the plain ViT, and their masked autoencoders.
 
-Sizes: Hiera, paper Table 2 (tiny and small at 16x224 are ours, by the same rule); MViTv2, Table 1 of
-Li et al.; ViT, Table 1 of Dosovitskiy et al.
+Sizes: Hiera, paper Table 2 (tiny and small at 16x224 are ours, by the same rule); MViTv2, Table 1
+of Li et al.; ViT, Table 1 of Dosovitskiy et al.
 """
 
 import dataclasses
