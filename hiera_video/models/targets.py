@@ -62,12 +62,18 @@ class Target:
         """[.., P], float32; zero mean and unit (unbiased) variance, but for `hog`."""
         if self.kind == "hog":
             return patches
-        if self.kind == "pixel_videomae":
-            pixels = patches.unflatten(-1, (-1, self.in_chans))
-            var, mean = torch.var_mean(pixels, dim=-2, keepdim=True)
-            return ((pixels - mean) / (var.sqrt() + PIXEL_EPS)).flatten(-2)
-        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (var + PIXEL_EPS).sqrt()
+        level, spread = self.statistics(patches)
+        return (patches - level) / spread
+
+    def statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each patch of pixels, [.., 1] or [.., P]."""
+        if self.kind != "pixel_videomae":
+            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            return mean, (var + PIXEL_EPS).sqrt()
+        pixels = patches.unflatten(-1, (-1, self.in_chans))
+        var, mean = torch.var_mean(pixels, dim=-2, keepdim=True)
+        spread = var.sqrt() + PIXEL_EPS
+        return mean.expand_as(pixels).flatten(-2), spread.expand_as(pixels).flatten(-2)
 
     def _chosen_frames(self, clip: Tensor) -> Tensor:
         """[B, 3, T, H, W] -> [B, 3, t, H, W], one of every token"""

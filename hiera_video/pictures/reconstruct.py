@@ -17,8 +17,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hiera_video.models.mae import MaskedAutoencoder
-from hiera_video.models.masking import draw_visible
-from hiera_video.models.targets import PIXEL_EPS
 
 NEAREST = 8  # visible patches whose statistics stand in for those of a hidden one
 GREY = 0.5
@@ -53,16 +51,20 @@ def reconstruct(
     mean: Sequence[float],
     std: Sequence[float],
     decoder_keep: float = 1.0,
+    tubes: bool = False,
 ) -> Reconstruction:
     """What the model sees and predicts of one clip.
 
     clip: float [1, 3, T, H, W], normalised by mean and std. Which units are hidden depends on the
-    seed alone. decoder_keep: share of the hidden patches that the decoder sees at a time.
+    seed alone. decoder_keep: share of the hidden patches that the decoder sees at a time. tubes:
+    the same places are hidden at all times.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(1, model.num_units, generator=generator).to(clip.device)
-    visible_units = draw_visible(noise, mask_ratio)
-    keep = torch.zeros_like(noise, dtype=torch.bool).scatter(1, visible_units, 1)
+    draws = model.num_units // (model.units[0] if tubes else 1)
+    noise = torch.rand(1, draws, generator=generator).to(clip.device)
+    visible_units = model.draw_visible(noise, mask_ratio)
+    keep = torch.zeros(1, model.num_units, dtype=torch.bool, device=clip.device)
+    keep.scatter_(1, visible_units, 1)
     patches = model.patches(clip)[0].float()  # [N, P]
     noise = torch.rand(1, len(patches), generator=generator).to(clip.device)
     pred = model.predict_hidden(clip, keep, decoder_keep=decoder_keep, noise=noise).float()
@@ -74,8 +76,7 @@ def reconstruct(
     grid = (clip.shape[2] // model.patch_stride[0], height // side, width // side)
 
     # Brightness and contrast of every patch: the true ones, and those of its visible neighbours.
-    var, level = torch.var_mean(patches, dim=-1, keepdim=True)
-    spread = (var + PIXEL_EPS).sqrt()
+    level, spread = model.target.statistics(patches)
     near = _nearest(grid, hidden, visible)
     guessed_level = level[visible][near].mean(1)
     guessed_spread = spread[visible][near].mean(1)
@@ -118,8 +119,9 @@ def _frames(
 ) -> Tensor:
     """[N, P] -> uint8 [T', H, W, 3]"""
     t, h, w = grid
-    images = patches.view(t, h, w, side, side, 3).permute(0, 1, 3, 2, 4, 5)
-    images = images.reshape(t, h * side, w * side, 3)
+    # A patch has one frame, or all of its token.
+    images = patches.view(t, h, w, -1, side, side, 3).permute(0, 3, 1, 4, 2, 5, 6)
+    images = images.reshape(-1, h * side, w * side, 3)
     scale = torch.tensor(std, device=patches.device, dtype=torch.float32)
     shift = torch.tensor(mean, device=patches.device, dtype=torch.float32)
     return ((images * scale + shift).clamp(0, 1) * 255).round().byte().cpu()

@@ -19,7 +19,7 @@ from hiera_video.evaluation.loop import evaluate, predict_logits
 from hiera_video.evaluation.multilabel import DEFAULT, thresholds_of
 from hiera_video.evaluation.score_files import read_parts, write_part, write_test
 from hiera_video.evaluation.scores import DialPoint, ViewScores
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.classifier import Classifier
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.models.weights import read_weights
 from hiera_video.stages.inputs import Input, weights_to_use
@@ -227,7 +227,7 @@ def dial_points(config: Config, model: nn.Module, too: Sequence[float]) -> list[
     # Imported here: fvcore makes torch warn on stderr.
     from hiera_video.models.flops import count_macs
 
-    assert isinstance(model, Hiera)  # checked when the test began
+    assert isinstance(model, Classifier)  # checked when the test began
     device = next(model.parameters()).device
     clip = torch.zeros(1, model.in_chans, *model.input_size, device=device)
     points = []

@@ -28,7 +28,7 @@ from hiera_video.evaluation.eyes import (
 )
 from hiera_video.evaluation.loop import Predict, evaluate
 from hiera_video.evaluation.probe import Bank, Gathered, nearest_neighbours, ridge, spread_rows
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.classifier import Classifier
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.weights import load_weights
 from hiera_video.pictures.reconstruct import reconstruct, sheet
@@ -156,7 +156,7 @@ class Probe:
         load_weights(model, weights, strict=True)
         encoder = encoder.to(device).eval()
         model = model.to(device).eval()
-        assert isinstance(encoder, Hiera) and isinstance(model, MaskedAutoencoder)
+        assert isinstance(encoder, Classifier) and isinstance(model, MaskedAutoencoder)
         if self._means is None:
             means = PositionMeans()
             train = self._lists.train
@@ -202,6 +202,8 @@ class Probe:
     def _draw(self, step: int, weights: dict[str, Tensor]) -> None:
         """The first videos of data.val, one picture each, in reconstructions/."""
         config = self._config
+        if config.model.target == "hog":
+            return  # which is no picture
         device = self._world.device
         folder = Path(config.output) / "reconstructions"
         folder.mkdir(exist_ok=True)
@@ -230,6 +232,7 @@ class Probe:
                     model,
                     clip,
                     mask_ratio=config.mae.mask_ratio,
+                    tubes=config.mae.mask == "tube",
                     decoder_keep=config.mae.decoder_keep,
                     seed=row,
                     mean=mean,
@@ -247,7 +250,7 @@ def at_chance(top1: float | None, chance: float, videos: int) -> bool:
     return top1 <= chance + 2 * error
 
 
-def seen_by(encoder: Hiera, clips: Tensor) -> dict[str, Tensor]:
+def seen_by(encoder: Classifier, clips: Tensor) -> dict[str, Tensor]:
     """Pooled features [B, dim], their means over space in time order [B, t * dim], tokens."""
     features, maps = encoder.features_and_maps(clips)
     return {
