@@ -68,6 +68,8 @@ class ModelConfig:
     patch_stride: list[int] | None = None
     # Padding of the patch embedding.
     patch_padding: list[int] | None = None
+    # Whether the skip path of a block that widens is projected.
+    use_expand_proj: bool | None = None
     # Hidden channels of a block's perceptron, as a factor of its channels.
     mlp_ratio: float | None = None
     # Stochastic depth: probability that the last block's branches are dropped for a sample.

@@ -40,6 +40,9 @@ class TrunkArgs:
     patch_kernel: Sequence[int] = (7, 7)
     patch_stride: Sequence[int] = (4, 4)
     patch_padding: Sequence[int] = (3, 3)
+    # Whether the skip path of a block that widens is projected; else the maximum and the mean of
+    # what is pooled stand side by side (timm).
+    use_expand_proj: bool = True
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0  # of the last block; it grows linearly from 0
     sep_pos_embed: bool = False  # position embeddings of space and of time, added
@@ -286,6 +289,7 @@ class BlockArgs:
     pool: int  # tokens pooled into one; 1 is none
     local: bool  # attention inside a unit
     drop_path_rate: float
+    expand_proj: bool = True
 
 
 def block_arguments(args: TrunkArgs) -> list[BlockArgs]:
@@ -311,6 +315,9 @@ def block_arguments(args: TrunkArgs) -> list[BlockArgs]:
             )
         # Plain numbers, also when the model is built on the device "meta".
         rate = args.drop_path_rate * i / max(depth - 1, 1)
-        blocks.append(BlockArgs(dim, dim_out, heads, pool, local, rate))
+        expand_proj = args.use_expand_proj or dim_out == dim
+        if not expand_proj and dim_out != 2 * dim:
+            raise ValueError(f"use_expand_proj=False needs dim_mul=2, not {args.dim_mul}")
+        blocks.append(BlockArgs(dim, dim_out, heads, pool, local, rate, expand_proj))
         dim = dim_out
     return blocks

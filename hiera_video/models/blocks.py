@@ -94,12 +94,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(args.dim_out, eps=NORM_EPS)
         self.mlp = Mlp(args.dim_out, int(args.dim_out * mlp_ratio))
         changes = args.dim != args.dim_out or args.pool > 1
-        self.proj = Linear(args.dim, args.dim_out) if changes else None
+        self.proj = Linear(args.dim, args.dim_out) if changes and args.expand_proj else None
+        self.doubles = not args.expand_proj
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         if self.proj is not None:
             x = max_pool(self.proj(normed), self.pool)
+        elif self.doubles:
+            x = x.unflatten(2, (self.pool, -1))
+            x = torch.cat([x.amax(2), x.mean(2)], dim=-1)
         x = x + drop_path(self.attn(normed), self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)
 

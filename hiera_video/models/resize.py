@@ -127,6 +127,12 @@ def source_grid(
         # An image's stride is a video's without time.
         stride = arguments.get("patch_stride", model.patch_stride)[-len(size) :]
         return tuple(n // s for n, s in zip(size, stride))
+    if model.positions == "window":
+        # In space they fit every grid.
+        times = (
+            state["pos_embed_temporal"].shape[1:2] if "pos_embed_temporal" in state else own[:-2]
+        )
+        return (*times, *own[-2:])
     if "pos_embed_spatial" in state and "pos_embed_temporal" in state:
         time = state["pos_embed_temporal"].shape[1]
         return (time, *_plane(state["pos_embed_spatial"].shape[1], own[-2:]))
