@@ -8,7 +8,6 @@
 Legend: W windows, dim channels of a feature, N frames.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ from hiera_video.evaluation.loop import (
 )
 from hiera_video.evaluation.multilabel import thresholds_of
 from hiera_video.evaluation.scores import class_name
-from hiera_video.models.arguments import MAEArgs, TrunkArgs
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.onnx_model import OnnxModel
@@ -47,10 +45,21 @@ from hiera_video.models.weights import (
     read_weights,
     weights_file,
 )
-from hiera_video.models.zoo import create_model
+from hiera_video.models.zoo import argument_names, create_model
 from hiera_video.system.devices import PRECISIONS
 from hiera_video.system.errors import VideoError
 from hiera_video.system.files import join
+
+# Arguments that files which state all of theirs may lack.
+CAME_LATER = {
+    "pos_init",
+    "abs_win_pos_embed",
+    "global_pos_size",
+    "use_expand_proj",
+    "multi_scale",
+    "masking",
+    "target",
+}
 
 
 class UnnamedModel(ValueError):
@@ -354,13 +363,13 @@ def _thresholds(metadata: dict[str, Any], count: int | None) -> Tensor | None:
 
 def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
-    every = {field.name for field in dataclasses.fields(MAEArgs)}
-    own = every - {field.name for field in dataclasses.fields(TrunkArgs)}
-    if every - {"pos_init"} <= set(arguments):  # which came after the first such files
+    classifier = name.removeprefix("mae_")
+    known = set(argument_names(classifier))
+    if set(argument_names(name)) - CAME_LATER <= set(arguments):
         # A converted file states defaults, too: the autoencoder pools twice, a classifier thrice.
-        own.add("q_pool")
-    kept = {key: value for key, value in arguments.items() if key not in own}
-    encoder = create_model(name.removeprefix("mae_"), **{**kept, "num_classes": 1})
+        known.discard("q_pool")
+    kept = {key: value for key, value in arguments.items() if key in known}
+    encoder = create_model(classifier, **{**kept, "num_classes": 1})
     load_weights(encoder, weights, strict=False)
     return encoder
 

@@ -270,3 +270,43 @@ def test_a_folder_of_another_model(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "vit"
     with pytest.raises(ValueError, match="does not say what model it belongs to"):
         hiera_video.load(tmp_path)
+
+
+def test_videomae(tmp_path, shapes):
+    """A folder of transformers' VideoMAE: classes, clip format and weights, on a real file."""
+    sizes = dict(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=192,
+        image_size=32,
+        num_frames=4,
+    )
+    names = {0: "cat", 1: "dog", 2: "cow"}
+    config = transformers.VideoMAEConfig(**sizes, num_labels=3, id2label=names)
+    theirs = saved(transformers.VideoMAEForVideoClassification(config), tmp_path / "classifier")
+    ours = hiera_video.load(tmp_path / "classifier", device="cpu")
+    assert ours.classes == ["cat", "dog", "cow"]
+    clip = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = theirs(clip.transpose(1, 2)).logits
+        torch.testing.assert_close(ours(clip), expected, rtol=1e-4, atol=1e-5)
+    video = next((shapes / "val").rglob("*.mp4"))
+    found = ours.predict(video, clips=1, crops=1)
+    assert {p.label for p in found} == set(names.values())
+    assert list(ours.format.mean) == [0.485, 0.456, 0.406]
+
+    decoder = dict(
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=128,
+    )
+    config = transformers.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)
+    theirs = saved(transformers.VideoMAEForPreTraining(config), tmp_path / "autoencoder")
+    ours = hiera_video.load(tmp_path / "autoencoder", device="cpu").module
+    keep = torch.zeros(1, 8, dtype=torch.bool)
+    keep[0, [1, 6]] = True
+    with torch.inference_mode():
+        expected = theirs(clip.transpose(1, 2), bool_masked_pos=~keep).loss
+        torch.testing.assert_close(ours(clip, keep=keep).loss, expected, rtol=1e-4, atol=1e-5)

@@ -26,7 +26,16 @@ from hiera_video.system.tensors import save_file
 
 CODE = files("hiera_video.export") / "hub_code"
 # Files of models/ that are copied; what they import is among them, or stands in `hub_code`.
-MODELS = ("arguments", "hiera", "patch_embed", "positions", "tokens")
+MODELS = (
+    "arguments",
+    "blocks",
+    "classifier",
+    "hiera",
+    "patch_embed",
+    "positions",
+    "tokens",
+    "trunk",
+)
 # Functions that are copied, into clips.py: all that a processor needs of data/.
 CLIPS = (
     sampling.clip_span,

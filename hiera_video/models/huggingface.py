@@ -1,8 +1,8 @@
 """Weights in the folders of others: `config.json` beside `model.safetensors`.
 
 The official package writes one (PyTorchModelHubMixin: its constructor's arguments, its names), and
-transformers does (HieraModel, HieraForImageClassification, HieraForPreTraining: images; names of
-its own). Read by weights.py; `hub_folder` also gets one from the hub.
+transformers does (HieraModel, HieraForImageClassification, HieraForPreTraining: images; VideoMAE;
+names of its own). Read by weights.py; `hub_folder` also gets one from the hub.
 """
 
 import dataclasses
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from hiera_video.models.arguments import HieraArgs, MAEArgs
 from hiera_video.models.blocks import NORM_EPS
-from hiera_video.models.zoo import SIZES
+from hiera_video.models.zoo import SIZES, VIT_SIZES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 HUB = "hf://"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # with which VideoMAE was trained
+IMAGENET_STD = (0.229, 0.224, 0.225)
 MODEL_TYPE = "hiera_video"  # of what export/huggingface.py writes
 # transformers' names -> official ones; `stages.S.layers.L` counts blocks stage by stage.
 RENAMED = {
@@ -91,6 +93,8 @@ def described(folder: Path) -> tuple[dict[str, Any], bool]:
     try:
         if config.get("model_type") == "hiera":
             return _of_transformers(config), True
+        if config.get("model_type") == "videomae":
+            return _of_videomae(config), False
         if config.get("model_type") == MODEL_TYPE:
             return _of_our_export(config), False
         if "input_size" in config and "model_type" not in config:
@@ -166,6 +170,51 @@ def _of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         del model["arguments"]["num_classes"]  # the head tells
     known = [] if is_mae or "LABEL_0" in classes else classes
     return {"model": model, "classes": known}
+
+
+def _of_videomae(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what this package computes otherwise. Names: layouts.py."""
+    is_mae = "VideoMAEForPreTraining" in config.get("architectures", [])
+    width = config["hidden_size"]
+    ratio = config["intermediate_size"] / width
+    wanted: dict[str, Any] = {"hidden_act": "gelu", "use_mean_pooling": not is_mae}
+    if is_mae:
+        wanted |= {
+            "norm_pix_loss": True,
+            "decoder_intermediate_size": ratio * config["decoder_hidden_size"],
+        }
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{CONFIG}: {key}={config[key]} is not computed here, but {value}")
+    side, frames = config["image_size"], config["num_frames"]
+    patch = (config["tubelet_size"], config["patch_size"], config["patch_size"])
+    arguments = {
+        "input_size": (frames, side, side),
+        "embed_dim": width,
+        "num_heads": config["num_attention_heads"],
+        "stages": (config["num_hidden_layers"],),
+        "mlp_ratio": ratio,
+        "patch_kernel": patch,
+        "patch_stride": patch,
+    }
+    if is_mae:
+        arguments |= {
+            "decoder_embed_dim": config["decoder_hidden_size"],
+            "decoder_depth": config["decoder_num_hidden_layers"],
+            "decoder_num_heads": config["decoder_num_attention_heads"],
+            "target": "pixel_videomae",
+        }
+    sizes = [size for size, known in VIT_SIZES.items() if known["embed_dim"] == width]
+    name = f"{'mae_' if is_mae else ''}vit_{(sizes or ['base'])[0]}_16x224"
+    names = config.get("id2label", {})
+    classes = [names[str(k)] for k in range(len(names))]
+    return {
+        "model": {"name": name, "arguments": arguments},
+        "classes": [] if is_mae or "LABEL_0" in classes else classes,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "clips": {"num_frames": frames, "crop_size": side},
+    }
 
 
 def _model(arguments: Mapping[str, Any], *, is_mae: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ METADATA_KEY = "hiera_video"
 # Keys under which training codes keep the weights.
 WRAPPERS = ("model_state", "model", "state_dict", "module")
 HEAD_BIASES = ("head.projection.bias", "head.fc.bias")  # official, and timm's
+OTHER_HEAD_BIASES = ("classifier.bias", "head.bias", "head.1.bias", "head.proj.bias")  # layouts.py
 # Prefixes left by DataParallel, torch.compile and encoders inside other models.
 PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.")
 OUTCOMES = ("loaded", "interpolated", "inflated", "re-initialised", "unused")
@@ -115,7 +116,11 @@ def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:
     """How many classes the head of a Hiera's state dict has; None without one."""
-    biases = [t for name, t in state.items() if name.endswith(HEAD_BIASES)]
+    biases = [
+        tensor
+        for name, tensor in state.items()
+        if name.endswith(HEAD_BIASES) or name in OTHER_HEAD_BIASES
+    ]
     return len(biases[0]) if biases else None
 
 
