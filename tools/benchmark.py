@@ -4,6 +4,7 @@ python tools/benchmark.py {model,pretrain,finetune} ..    # ours against the off
 python tools/benchmark.py {loader,views} ..               # against PyTorchVideo's loader
 python tools/benchmark.py adapt ..                        # all parameters, frozen stages, LoRA
 python tools/benchmark.py loop ..                         # what our loops cost beside the model
+python tools/benchmark.py {table1,masking} ..             # the paper's steps, ViT, ways of masking
 """
 
 import sys
@@ -21,6 +22,8 @@ ROOMS = {
     "views": "reading",
     "loop": "loops",
     "adapt": "adapting",
+    "table1": "paper",
+    "masking": "paper",
 }
 
 
