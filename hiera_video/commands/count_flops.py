@@ -1,6 +1,6 @@
 """Multiply-accumulates of a forward pass and parameters of models, beside the paper's figures.
 
-    hiera-video count-flops                                 # the four video models of the paper
+    hiera-video count-flops                                 # the video models with known figures
     hiera-video count-flops hiera_tiny_16x224 slow_r50
 
 Runs each model once on the CPU; H takes half a minute.
@@ -20,6 +20,11 @@ PAPER = {  # Table 4: GFLOPs a view (one multiply-accumulate is one), million pa
     "hiera_base_plus_16x224": (133, 69),
     "hiera_large_16x224": (413, 213),
     "hiera_huge_16x224": (1159, 672),
+    "mvit_v2_large_16x224": (377, 218),
+    "vit_base_16x224": (180, 87),
+    "vit_large_16x224": (597, 305),
+    "vit_huge_16x224": (1192, 633),
+    "mvit_v2_small_16x224": (64, 34.5),  # PySlowFast's model zoo
 }
 
 

@@ -43,7 +43,7 @@ class TrainConfig:
     parallel: str = "ddp"
     # torch.compile: minutes at the start, faster steps.
     compile: bool = False
-    # Stages of a Hiera (1 to 4; 5: the decoder) that save memory by computing twice.
+    # Stages (of a Hiera 1 to 4; 5: the decoder) that save memory by computing twice.
     recompute_stages: tuple[int, ...] = ()
     # First stages of a Hiera (0 to 4) that are not trained, and the embeddings with them; 0: all is
     # trained.

@@ -84,7 +84,7 @@ class MaskedAutoencoder(Trunk):
     decoder_pos_embed_spatial: Tensor
     decoder_pos_embed_temporal: Tensor
     decoder_pos_embed_class: Tensor
-    decoder_stages = 1
+    decoder_stages = (DECODER_STAGE,)
 
     def __init__(self, **arguments: Any):
         args = self.arguments(**arguments)

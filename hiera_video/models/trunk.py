@@ -41,7 +41,7 @@ class Trunk(nn.Module):
     pos_embed_temporal: Tensor
     pos_embed_win: Tensor
     pos_embed_class: Tensor
-    decoder_stages = 0  # that `recompute` knows beside the encoder's
+    decoder_stages: tuple[int, ...] = ()  # that `recompute` knows beside the encoder's
 
     def __init__(self, args: TrunkArgs):
         super().__init__()
@@ -97,9 +97,9 @@ class Trunk(nn.Module):
 
         Raises ValueError.
         """
-        last = len(self.stage_ends) + self.decoder_stages
-        if not set(stages) <= set(range(1, last + 1)):
-            raise ValueError(f"stages={list(stages)} must be among 1 to {last}")
+        known = [*range(1, len(self.stage_ends) + 1), *self.decoder_stages]
+        if not set(stages) <= set(known):
+            raise ValueError(f"stages={list(stages)} must be among {', '.join(map(str, known))}")
         self.recompute_stages = tuple(stages)
 
     def freeze(self, stages: int) -> None:

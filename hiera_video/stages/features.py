@@ -16,6 +16,7 @@ from hiera_video.evaluation.features import FeatureFiles, read_manifest, write_m
 from hiera_video.evaluation.layouts import ARRAYS, PARTS, WHOLE
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
+from hiera_video.models.trunk import Trunk
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.onnx_model import OnnxModel
 from hiera_video.models.weights import classes_of, read_weights
@@ -62,7 +63,7 @@ class FeaturesStage:
         self.shard = shard
         stages = list(config.features.stages)
         if stages and config.model.name in PYTORCHVIDEO_MODELS:
-            raise UserError(f"features.stages={stages}: only a Hiera has stages")
+            raise UserError(f"features.stages={stages}: PyTorchVideo's models have none")
         build.check_dial(config)
         if self.arrays:
             video_ids(self.videos)  # for its error
@@ -77,6 +78,11 @@ class FeaturesStage:
             return
         model = self._model(weights, log).to(world.device).eval()
         options = config.features
+        if isinstance(model, Trunk) and max(options.stages, default=0) > len(model.stage_ends):
+            raise UserError(
+                f"features.stages={list(options.stages)}: {config.model.name} has "
+                f"{len(model.stage_ends)} of them"
+            )
         files = FeatureFiles(
             self.folder,
             self.videos,

@@ -7,6 +7,7 @@ from golden_weights import draw_weights
 from torchvision.models.video.mvit import MSBlockConfig
 
 from hiera_video.models import create_hiera, create_model, load_weights
+from hiera_video.models.flops import count_macs, count_parameters
 from hiera_video.models.layouts import our_names
 
 CLIP = (8, 32, 64)
@@ -388,6 +389,39 @@ def test_absolute_window_positions_fit_other_sizes_and_video():
 
 
 # -- all of them as published
+
+
+# (GMACs, million parameters): paper Table 4; MViTv2-S and B of PySlowFast's model zoo, B on clips
+# of 32 frames.
+PUBLISHED = {
+    "mvit_v2_small_16x224": (64, 34.5),
+    "mvit_v2_base_16x224": (225, 51.2),
+    "mvit_v2_large_16x224": (377, 218),
+    "vit_base_16x224": (180, 87),
+    "vit_large_16x224": (597, 305),
+    "vit_huge_16x224": (1192, 633),
+}
+
+
+def published(name):
+    frames = 32 if name == "mvit_v2_base_16x224" else 16
+    return create_model(name, input_size=(frames, 224, 224))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters(name):
+    with torch.device("meta"):
+        model = published(name)
+    assert count_parameters(model) / 1e6 == pytest.approx(PUBLISHED[name][1], rel=0.02)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_macs(name):
+    model = published(name)
+    macs = count_macs(model, torch.zeros(1, 3, *model.input_size))
+    print(name, macs / 1e9, count_parameters(model) / 1e6)
+    assert macs / 1e9 == pytest.approx(PUBLISHED[name][0], rel=0.02)
 
 
 def full_size(name):
