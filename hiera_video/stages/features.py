@@ -16,9 +16,9 @@ from hiera_video.evaluation.features import FeatureFiles, read_manifest, write_m
 from hiera_video.evaluation.layouts import ARRAYS, PARTS, WHOLE
 from hiera_video.evaluation.loop import evaluate, predict_features
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
-from hiera_video.models.trunk import Trunk
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.onnx_model import OnnxModel
+from hiera_video.models.trunk import Trunk
 from hiera_video.models.weights import classes_of, read_weights
 from hiera_video.stages.inputs import Input, build_classes, weights_to_use
 from hiera_video.stages.protocol import describe_dial
