@@ -119,6 +119,26 @@ def test_mvit_of_2021_is_pytorchvideos():
     assert_same_mvit(ours, with_one_eps(theirs), a_clip(8, 64, 64))
 
 
+def test_names_are_pyslowfasts():
+    """Written out from its code: its files load as they are."""
+    block = "norm1 attn.qkv attn.proj attn.norm_q attn.norm_k attn.norm_v norm2 mlp.fc1 mlp.fc2"
+    layers = ["patch_embed.proj", "norm", "head.projection", "blocks.1.proj"]
+    layers += [f"blocks.{k}.{layer}" for k in range(2) for layer in block.split()]
+    expected = {f"{layer}.{what}" for layer in layers for what in ("weight", "bias")}
+    expected |= {f"blocks.{k}.attn.pool_{x}.weight" for k in range(2) for x in "qkv"}
+    expected |= {f"blocks.{k}.attn.rel_pos_{x}" for k in range(2) for x in "thw"}
+    model = create_model(
+        "mvit_v2_base_16x224",
+        **{**SMALL, "stages": (1, 1)},
+        q_pool=1,
+        input_size=(8, 64, 64),
+        mask_unit_attn=(True, False),
+    )
+    assert set(model.state_dict()) == expected | {"cls_token"}
+    assert model.state_dict()["blocks.0.attn.pool_q.weight"].shape == (24, 1, 3, 3, 3)
+    assert model.state_dict()["blocks.0.attn.rel_pos_h"].shape == (2 * 16 - 1, 24)
+
+
 def test_relative_positions_without_a_matrix_of_them_are_the_plain_ones():
     """Channels that stand for the bias, against attention with the bias as it is written."""
     model = create_model("mvit_v2_base_16x224", **SMALL, input_size=(8, 64, 64))
