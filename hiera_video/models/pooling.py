@@ -23,6 +23,8 @@ from hiera_video.models.blocks import NORM_EPS, Mlp, drop_path
 from hiera_video.models.linear import Linear
 from hiera_video.models.mvit_arguments import KERNEL, MViTTrunkArgs, PoolingBlockArgs
 
+Size = tuple[int, ...]
+
 
 class Pool(nn.Module):
     """Pools every box: a depthwise convolution, the same for all heads, or the maximum.
@@ -79,30 +81,35 @@ class Pool(nn.Module):
     def _overlapping(self, x: Tensor) -> Tensor:
         """[R, *box, C] -> [R, *box / stride, C]"""
         x = x.movedim(-1, 1)
+        if len(self.box) == 3 and self.box[0] == 1:
+            return self._of_one_time(x[:, :, 0])[:, :, None].movedim(1, -1)
         if self.weight is not None:
-            x = self._convolve(x)
+            x = self._convolved(x, self.weight, self.stride, self.padding)
         else:
-            padding = self.padding
-            if self.zero_pad:
-                x = F.pad(x, [p for p in reversed(padding) for _ in range(2)])
-                padding = (0,) * len(padding)
-            pool = F.max_pool2d if len(self.box) == 2 else F.max_pool3d
-            x = pool(x, self.kernel, self.stride, padding)
+            x = self._maximum(x, self.kernel, self.stride, self.padding)
         return x.movedim(1, -1)
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        """[R, C, *box]"""
-        assert self.weight is not None  # or it is the maximum
-        heads = x.shape[1] // len(self.weight)
-        if len(self.box) == 3 and self.box[0] == 1:
-            # Of a single time the kernel's middle alone meets anything but padding.
-            weight = self.weight[:, :, self.kernel[0] // 2].repeat(heads, 1, 1, 1)
-            flat = x.squeeze(2)
-            stride, padding = self.stride[1:], self.padding[1:]
-            return F.conv2d(flat, weight, None, stride, padding, groups=len(weight))[:, :, None]
-        weight = self.weight.repeat(heads, *(1,) * (self.weight.ndim - 1))
-        convolve: Any = F.conv2d if len(self.box) == 2 else F.conv3d
-        return convolve(x, weight, None, self.stride, self.padding, groups=len(weight))
+    def _of_one_time(self, x: Tensor) -> Tensor:
+        """[R, C, h, w]: in a box of a single time, all before and after it is padding."""
+        kernel, stride, padding = self.kernel[1:], self.stride[1:], self.padding[1:]
+        if self.weight is not None:
+            middle = self.weight[:, :, self.kernel[0] // 2]
+            return self._convolved(x, middle, stride, padding)
+        x = self._maximum(x, kernel, stride, padding)
+        return x.clamp(min=0) if self.zero_pad and self.kernel[0] > 1 else x
+
+    def _convolved(self, x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
+        """[R, C, *box], by one weight for all heads"""
+        weight = weight.repeat(x.shape[1] // len(weight), *(1,) * (weight.ndim - 1))
+        convolve: Any = F.conv2d if x.ndim == 4 else F.conv3d
+        return convolve(x, weight, None, stride, padding, groups=len(weight))
+
+    def _maximum(self, x: Tensor, kernel: Size, stride: Size, padding: Size) -> Tensor:
+        if self.zero_pad:
+            x = F.pad(x, [p for p in reversed(padding) for _ in range(2)])
+            padding = (0,) * len(padding)
+        pool = F.max_pool2d if x.ndim == 4 else F.max_pool3d
+        return pool(x, kernel, stride, padding)
 
 
 class PoolingAttention(nn.Module):

@@ -212,14 +212,17 @@ def test_disjoint_kernels_are_max_pools_of_torch():
     assert pool(x.flatten(1, 3)).equal(expected.flatten(2).mT)
 
 
-def test_a_unit_on_its_own_is_convolved_like_any_grid():
-    """The middle of the kernel alone meets anything but padding where a unit is one time thick."""
-    model = create_model("mvit_v2_base_16x224", **HIERARCHY, step="a")
+@pytest.mark.parametrize("step", ["a", "b"])
+def test_a_unit_on_its_own_is_pooled_like_any_grid_among_zeros(step):
+    """In one that is a single time thick, the kernel's middle alone meets anything but padding."""
+    model = create_model("mvit_v2_base_16x224", **HIERARCHY, step=step)
     pool = model.blocks[0].attn.pool_q
     x = torch.randn(3, 64, 24, generator=torch.Generator().manual_seed(5))
-    full = torch.nn.functional.conv3d(
-        x.mT.unflatten(2, (1, 8, 8)), pool.weight, padding=1, groups=24
-    )
+    padded = torch.nn.functional.pad(x.mT.unflatten(2, (1, 8, 8)), [1] * 6)
+    if step == "a":
+        full = torch.nn.functional.conv3d(padded, pool.weight, groups=24)
+    else:
+        full = torch.nn.functional.max_pool3d(padded, 3, 1)
     torch.testing.assert_close(pool(x), full.flatten(2).mT)
 
 
