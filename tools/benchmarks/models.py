@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from hiera_video.models import create_hiera, create_hiera_mae
+from hiera_video.models import create_hiera, create_hiera_mae, create_model
 from hiera_video.models.flops import count_macs
 from hiera_video.models.token_dial import TokenDial
 from hiera_video.system.errors import UserError
@@ -47,21 +47,6 @@ SHARES = {"model": (1.0,), "pretrain": (1.0, 0.5, 0.25), "finetune": (1.0, 0.5)}
 SHARE_OF = {"pretrain": "decoder_keep", "finetune": "keep_units"}
 
 
-class PlainViT(nn.Module):
-    """A plain video ViT with 2x16x16 tokens and global attention: a yardstick, never trained."""
-
-    def __init__(self, dim: int, depth: int, heads: int):
-        super().__init__()
-        from torchvision.models.vision_transformer import Encoder
-
-        self.patch_embed = nn.Conv3d(3, dim, (2, 16, 16), (2, 16, 16))
-        self.encoder = Encoder(8 * 14 * 14, depth, heads, dim, 4 * dim, 0.0, 0.0)
-        self.head = nn.Linear(dim, 400)
-
-    def forward(self, clip: Tensor) -> Tensor:
-        return self.head(self.encoder(self.patch_embed(clip).flatten(2).transpose(1, 2)).mean(1))
-
-
 def classifier(name: str, size: str) -> nn.Module:
     """Ours, the official one, or a yardstick, in eval mode with random weights."""
     torch.manual_seed(0)
@@ -74,7 +59,7 @@ def classifier(name: str, size: str) -> nn.Module:
         from hiera_video.models.baselines import create_pytorchvideo
 
         return create_pytorchvideo("mvit_base_16x4").eval()
-    return PlainViT(*{"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}[name]).eval()
+    return create_model({"vit_b": "vit_base_16x224", "vit_l": "vit_large_16x224"}[name]).eval()
 
 
 def autoencoder(name: str, size: str) -> nn.Module:
@@ -153,13 +138,13 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def take_turns(
-    contenders: dict[str, Callable[[], None]], *, rounds: int, device: str
+    contenders: dict[str, Callable[[], None]], *, rounds: int, device: str, warm_ups: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of every round, after two warm-ups each. What a GPU has no room for is left out."""
+    """Seconds of every round, after warm-ups. What a GPU has no room for is left out."""
     times: dict[str, list[float]] = {}
     for name, work in contenders.items():
         try:
-            for _ in range(2):
+            for _ in range(warm_ups):
                 timed(work, device)
             times[name] = []
         except torch.OutOfMemoryError:

@@ -126,7 +126,7 @@ def table1(args: argparse.Namespace) -> dict[str, Any]:
     named = table1_models(args.size, whole=args.whole)
     models = {row: build(*model, args.device).eval() for row, model in named.items()}
     work = {row: partial(forward, model, clip, dtype) for row, model in models.items()}
-    times = take_turns(work, rounds=args.rounds, device=args.device)
+    times = take_turns(work, rounds=args.rounds, device=args.device, warm_ups=args.warm_ups)
     rows: dict[str, dict[str, Any]] = {}
     for row, seconds in times.items():
         macs = count_macs(models[row].cpu(), torch.zeros(1, *CLIP))
@@ -162,7 +162,7 @@ def masking(args: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {way: {} for way in WAYS}
     for what, step in MASKING.items():
         work = {way: partial(step, model, clip, dtype) for way, model in models.items()}
-        times = take_turns(work, rounds=args.rounds, device=args.device)
+        times = take_turns(work, rounds=args.rounds, device=args.device, warm_ups=args.warm_ups)
         for way, seconds in times.items():
             dense = next(other for other in WAYS if is_same_network(other, way))
             rows[way] |= {
@@ -187,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", choices=("base", "large"), default="large")
     add("--batch", type=int, default=1, help="clips")
     add("--rounds", type=int, default=5)
+    add("--warm-ups", type=int, default=2, help="rounds before those, not timed")
     add("--dtype", choices=tuple(DTYPES), default="float32")
     add("--device", choices=("cpu", "cuda"), default=default_device)
     add("--whole", action="store_true", help="steps a, b and c also without separate-and-pad")
