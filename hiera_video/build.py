@@ -31,14 +31,14 @@ from hiera_video.data.sampling import (
 )
 from hiera_video.evaluation.loop import Forward
 from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
-from hiera_video.models.token_dial import TokenDial
+from hiera_video.models.token_dial import TokenDial, has_dial
 from hiera_video.models.weights import (
     LoadReport,
     is_autoencoder,
     load_weights,
     read_weights,
 )
-from hiera_video.models.zoo import argument_names, create_model
+from hiera_video.models.zoo import create_model, encoder_arguments
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.remote import RemoteFiles
@@ -99,10 +99,8 @@ def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
 def build_encoder(config: Config) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
     spec = model_spec(config, 1)
-    name = spec.name.removeprefix("mae_")
-    known = argument_names(name)
-    kept = {k: v for k, v in spec.arguments.items() if k in known}
-    return build_model(ModelSpec(name, kept), seed=config.seed)
+    kept = encoder_arguments(spec.name, spec.arguments)
+    return build_model(ModelSpec(spec.name.removeprefix("mae_"), kept), seed=config.seed)
 
 
 def build_metadata(config: Config, spec: ModelSpec, names: list[str]) -> dict[str, Any]:
@@ -195,8 +193,7 @@ def check_dial(config: Config) -> None:
     }
     for key, asked in shares.items():
         name = config.model.name
-        has_units = name.removeprefix("mae_").startswith(("hiera_", "vit_"))
-        if not has_units and min(asked, default=1) < 1:
+        if not has_dial(name) and min(asked, default=1) < 1:
             raise UserError(f"{key}: only a Hiera or a ViT leaves units out, not model.name={name}")
 
 

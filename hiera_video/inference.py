@@ -36,8 +36,8 @@ from hiera_video.evaluation.scores import class_name
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.onnx_model import OnnxModel
-from hiera_video.models.token_dial import KEEP_BY, TokenDial
-from hiera_video.models.trunk import Trunk
+from hiera_video.models.published import pixel_statistics
+from hiera_video.models.token_dial import KEEP_BY, TokenDial, has_dial
 from hiera_video.models.weights import (
     classes_of,
     is_autoencoder,
@@ -45,7 +45,7 @@ from hiera_video.models.weights import (
     read_weights,
     weights_file,
 )
-from hiera_video.models.zoo import argument_names, create_model
+from hiera_video.models.zoo import create_model, encoder_arguments, list_all_models, model_arguments
 from hiera_video.system.devices import PRECISIONS
 from hiera_video.system.errors import VideoError
 from hiera_video.system.files import join
@@ -305,11 +305,11 @@ def load(
         raise ValueError(f"model: {e}") from e
     if model is not None and len(getattr(module, "input_size", (1, 1, 1))) != 3:
         raise ValueError(f"model: {name} takes images, not video")
-    if keep_units < 1 and not isinstance(module, Trunk):
-        raise ValueError(
-            f"keep_units={keep_units}: only a Hiera has mask units, and {name} is none"
-        )
+    if keep_units < 1 and not has_dial(name):
+        raise ValueError(f"keep_units={keep_units}: only a Hiera or a ViT leaves units out")
     load_weights(module, weights, strict=True)
+    if "mean" not in metadata and name in list_all_models(ours=True):
+        metadata = {**metadata, **pixel_statistics(model_arguments(name, **arguments))}
     names = list(metadata.get("classes", []) if classes is None else classes)
     count = arguments.get("num_classes")
     if names and count and len(names) != count:
@@ -363,13 +363,11 @@ def _thresholds(metadata: dict[str, Any], count: int | None) -> Tensor | None:
 
 def _encoder_of(name: str, arguments: dict[str, Any], weights: str | Path) -> nn.Module:
     """The classifier whose encoder is the masked autoencoder's; its head is of no use."""
-    classifier = name.removeprefix("mae_")
-    known = set(argument_names(classifier))
-    if set(argument_names(name)) - CAME_LATER <= set(arguments):
+    kept = encoder_arguments(name, arguments)
+    if set(model_arguments(name)) - CAME_LATER <= set(arguments):
         # A converted file states defaults, too: the autoencoder pools twice, a classifier thrice.
-        known.discard("q_pool")
-    kept = {key: value for key, value in arguments.items() if key in known}
-    encoder = create_model(classifier, **{**kept, "num_classes": 1})
+        kept.pop("q_pool")
+    encoder = create_model(name.removeprefix("mae_"), **{**kept, "num_classes": 1})
     load_weights(encoder, weights, strict=False)
     return encoder
 

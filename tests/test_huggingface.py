@@ -304,7 +304,9 @@ def test_videomae(tmp_path, shapes):
     )
     config = transformers.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)
     theirs = saved(transformers.VideoMAEForPreTraining(config), tmp_path / "autoencoder")
-    ours = hiera_video.load(tmp_path / "autoencoder", device="cpu").module
+    loaded = hiera_video.load(tmp_path / "autoencoder", device="cpu")
+    assert loaded.features(video).features.shape[1] == 48
+    ours = loaded.module
     keep = torch.zeros(1, 8, dtype=torch.bool)
     keep[0, [1, 6]] = True
     with torch.inference_mode():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.commands.arguments import make_parser
+from hiera_video.models.published import pixel_statistics
 from hiera_video.models.weights import is_autoencoder, metadata_entry, read_weights
 from hiera_video.models.zoo import create_model, list_models, model_arguments
 from hiera_video.system.errors import UserError
@@ -64,15 +65,8 @@ def main(args: argparse.Namespace) -> None:
 def describe_published(state: dict[str, Tensor], model: str | None) -> dict[str, Any]:
     """Metadata of a file that has none. Raises ValueError."""
     name, arguments = (model, model_arguments(model)) if model else find_model(state)
-    # The published weights of videos and of images differ in this.
-    if len(arguments["input_size"]) == 3:
-        mean = [0.45] * 3
-        std = [0.225] * 3
-    else:
-        mean = [0.485, 0.456, 0.406]
-        std = [0.229, 0.224, 0.225]
     described = {"name": name, "arguments": arguments}
-    return {"model": described, "mean": mean, "std": std, "classes": []}
+    return {"model": described, **pixel_statistics(arguments), "classes": []}
 
 
 def find_model(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:

@@ -55,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
         )
     if not args.video.is_file():
         raise UserError(f"there is no video {args.video}")
+    if config.model.target == "hog":
+        raise UserError("model.target=hog: what it predicts is no picture")
     model = load_autoencoder(config, args.weights)
     autoencoder = model.module
     assert isinstance(autoencoder, MaskedAutoencoder)  # task=pretrain
@@ -64,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
             autoencoder,
             model.middle_clip(args.video),
             mask_ratio=ratio,
+            tubes=config.mae.mask == "tube",
             decoder_keep=config.mae.decoder_keep,
             seed=args.seed,
             mean=config.data.mean,

@@ -76,8 +76,8 @@ class ModelConfig:
     drop_path_rate: float | None = None
     # Dropout in front of the classifier.
     head_dropout: float | None = None
-    # What the classifier reads: the mean of all tokens, (`time`) the mean of every time, or (`cls`)
-    # the class token.
+    # What the classifier reads: the mean of all tokens, (`time`) the mean of every time, (`cls`)
+    # the class token, or (`norm_mean`) the mean of normed tokens.
     head_pool: str | None = None
     # Scale of the classifier's weights at the start.
     head_init_scale: float | None = None
@@ -279,7 +279,8 @@ class TestConfig:
     precision: str = "float32"
     # torch.compile, for the features too.
     compile: bool = False
-    # Share of a Hiera's mask units that are computed, in validation, testing and features.
+    # Share of the mask units (of a ViT: tokens) that are computed, in validation, testing and
+    # features.
     keep_units: float = 1.0
     # Which ones: random (by seed) or motion (where pixels change most).
     keep_units_by: str = "random"

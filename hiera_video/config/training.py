@@ -155,7 +155,7 @@ class ClassifyConfig:
     mix_prob: float = 1.0
     # Share of the mixed batches that are cut and not blended, where both are on.
     switch_prob: float = 0.5
-    # Share of a Hiera's mask units that are computed.
+    # Share of the mask units (of a ViT: tokens) that are computed.
     keep_units: float = 1.0
     # Which ones: random (by seed) or motion (where pixels change most).
     keep_units_by: str = "random"

@@ -3,7 +3,7 @@
 Its loss alone says nothing: on a video that hardly changes, predictors without a model reach a low
 one, too. Three of them are scored on the very patches that the model predicts:
 
-    zero      predicts 0, the mean of every normalised patch
+    zero      predicts 0, the mean of every normalised patch (of pixels; `hog` is not normalised)
     position  the mean patch of that place, over training clips
     copy      the nearest visible patch in time at the same height and width; 0 where none is
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hiera_video.models.tokens import units_of
 
-HEAD_POOL = ("mean", "time", "cls")
+HEAD_POOL = ("mean", "time", "cls", "norm_mean")
 POS_INIT = ("random", "waves")
 MASKING = ("delete", "tokens", "separate")
 TARGETS = ("pixel", "pixel_mae_st", "pixel_videomae", "hog")
@@ -145,15 +145,22 @@ class HeadArgs(TrunkArgs):
 
     num_classes: int = 1000
     head_dropout: float = 0.0
-    # What the classifier reads: the mean of the tokens, as released; the means of every time, side
-    # by side; or the class token. Default: that one where there is one, else the mean.
+    # What the classifier reads: the mean of the tokens, normed, as released; the means of every
+    # time, side by side; the class token; or the mean of normed tokens. Default: the class token
+    # where there is one, else the mean.
     head_pool: str | None = None
     head_init_scale: float = 0.001  # of the classifier's weights and biases at the start
+
+    @property
+    def pools_normed(self) -> bool:
+        """Whether the default without a class token is norm_mean."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head_pool is None:
-            object.__setattr__(self, "head_pool", "cls" if self.cls_token else "mean")
+            mean = "norm_mean" if self.pools_normed else "mean"
+            object.__setattr__(self, "head_pool", "cls" if self.cls_token else mean)
         if self.head_pool not in HEAD_POOL:
             raise ValueError(f"head_pool={self.head_pool!r}: one of {', '.join(HEAD_POOL)}")
         if self.head_pool == "cls" and not self.cls_token:
@@ -252,6 +259,11 @@ class ViTTrunkArgs(TrunkArgs):
 class ViTArgs(ViTTrunkArgs, HeadArgs):
     """Arguments of the plain ViT's classifier."""
 
+    def __post_init__(self) -> None:
+        if self.head_pool is None and self.sep_pos_embed:
+            object.__setattr__(self, "head_pool", "mean")  # MAE-ST, which has a class token, too
+        super().__post_init__()
+
 
 @dataclass(frozen=True)
 class ViTMAEArgs(ViTTrunkArgs, DecoderArgs):
@@ -263,7 +275,7 @@ class ViTMAEArgs(ViTTrunkArgs, DecoderArgs):
 
     @property
     def decoder_positions(self) -> str:
-        return self.positions
+        return "joint" if self.positions == "window" else self.positions
 
     @property
     def decoder_cls_token(self) -> bool:

@@ -33,10 +33,10 @@ class Classifier(Trunk):
         """The vector that the classifier reads: mean over tokens, then norm. [B, dim]
 
         With `head_pool` "time", means of every time, each of them normed: [B, T * dim]; with "cls",
-        the class token.
+        the class token; with "norm_mean", norm, then mean.
         """
         x = self.embed(clip) if units is None else self.embed_visible(clip, None, units)
-        ends, token = self.encode_with_class(x)
+        ends, token = self.encode_with_class(x, last=True)
         return self._pooled(ends[-1], token, units)
 
     def feature_maps(self, clip: Tensor) -> list[Tensor]:
@@ -53,6 +53,8 @@ class Classifier(Trunk):
         """Tokens [B, U, L, C] at the end, of the units [B, U] or of all -> [B, times * dim]"""
         if self.head_pool == "cls":
             return self.norm(token)
+        if self.head_pool == "norm_mean":
+            return self.norm(x).mean(dim=(1, 2))
         if self.times == 1:
             return self.norm(x.mean(dim=(1, 2)))
         if units is None:
@@ -64,8 +66,8 @@ class Classifier(Trunk):
 
     @torch.no_grad()
     def _init_weights(self, head_init_scale: float, pos_init: str) -> None:
-        # As released: biases of linear and norm layers start at 0.02, and the head is scaled down,
-        # its bias too.
+        # As Hiera's and PySlowFast's: biases of linear and norm layers start at 0.02, and the head
+        # is scaled down, its bias too.
         self._draw_tables()
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from hiera_video.models.arguments import HieraArgs, MAEArgs
 from hiera_video.models.blocks import NORM_EPS
+from hiera_video.models.published import pixel_statistics
 from hiera_video.models.zoo import SIZES, VIT_SIZES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 HUB = "hf://"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # with which VideoMAE was trained
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MODEL_TYPE = "hiera_video"  # of what export/huggingface.py writes
 # transformers' names -> official ones; `stages.S.layers.L` counts blocks stage by stage.
 RENAMED = {
@@ -208,11 +207,11 @@ def _of_videomae(config: Mapping[str, Any]) -> dict[str, Any]:
     name = f"{'mae_' if is_mae else ''}vit_{(sizes or ['base'])[0]}_16x224"
     names = config.get("id2label", {})
     classes = [names[str(k)] for k in range(len(names))]
+    model = {"name": name, "arguments": arguments}
     return {
-        "model": {"name": name, "arguments": arguments},
+        "model": model,
         "classes": [] if is_mae or "LABEL_0" in classes else classes,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        **pixel_statistics({**arguments, "sincos_pos_embed": True}),
         "clips": {"num_frames": frames, "crop_size": side},
     }
 

@@ -65,7 +65,11 @@ PARTS = ("q", "k", "v")
 
 def our_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that a model has whose state dict is `own`."""
-    renamed = {name if name in own else _renamed(name): tensor for name, tensor in state.items()}
+    renamed = dict(state)
+    for name in [name for name in state if name not in own]:
+        ours = _renamed(name)
+        if ours not in renamed:  # two of one name: the second stays unused
+            renamed[ours] = renamed.pop(name)
     if "encoder_norm.weight" in own and "norm.weight" not in own:
         _move(renamed, "norm.", "encoder_norm.")
     _join_attention(renamed)
@@ -74,6 +78,9 @@ def our_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     if "decoder_embed.weight" in renamed and "decoder_embed.bias" in own:
         renamed.setdefault("decoder_embed.bias", torch.zeros_like(own["decoder_embed.bias"]))
     for name, tensor in renamed.items():
+        # PySlowFast pools images by kernels of one frame.
+        if ".attn.pool_" in name and name in own and own[name].ndim == 4 and tensor.ndim == 5:
+            renamed[name] = tensor.squeeze(2)
         # Tokens and tables without the dimensions of length 1 in front.
         if name in own and own[name].shape == (1,) * (own[name].ndim - tensor.ndim) + tensor.shape:
             renamed[name] = tensor.reshape(own[name].shape)
@@ -100,9 +107,10 @@ def _join_attention(state: dict[str, Tensor]) -> None:
             state[f"{layer}qkv.weight"] = torch.cat(weights)
     for name in [name for name in state if name.endswith((".attn.q.bias", ".attn.q_bias"))]:
         layer, joint = name[: name.index(".attn.q")] + ".attn.", name[-5]
-        q, v = state.pop(name), state.pop(f"{layer}v{joint}bias")
-        k = state.pop(f"{layer}k{joint}bias", torch.zeros_like(q))
-        state[f"{layer}qkv.bias"] = torch.cat([q, k, v])
+        if f"{layer}v{joint}bias" in state and f"{layer}qkv.bias" not in state:
+            q, v = state.pop(name), state.pop(f"{layer}v{joint}bias")
+            k = state.pop(f"{layer}k{joint}bias", torch.zeros_like(q))
+            state[f"{layer}qkv.bias"] = torch.cat([q, k, v])
 
 
 def _fold_scales(state: dict[str, Tensor]) -> None:

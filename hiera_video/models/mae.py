@@ -168,7 +168,17 @@ class MaskedAutoencoder(Trunk):
         """noise [B, U], or [B, U / T] of tubes -> int64 [B, V], units. Raises ValueError."""
         if noise.shape[1] == self.num_units:
             return draw_visible(noise, mask_ratio)
-        return draw_tubes(noise, mask_ratio, self.num_units // noise.shape[1])
+        if noise.shape[1] != self.num_tubes:
+            raise ValueError(
+                f"noise must have {self.num_units} columns, or {self.num_tubes} of tubes, not "
+                f"{noise.shape[1]}"
+            )
+        return draw_tubes(noise, mask_ratio, self.num_units // self.num_tubes)
+
+    @property
+    def num_tubes(self) -> int:
+        """Units of one time; those of all times at one place are a tube."""
+        return math.prod(self.units[-2:])
 
     def forward_encoder(self, clip: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
         """Fused, normalised tokens [B, V, S, C] of the visible units; where `masking` is "tokens",

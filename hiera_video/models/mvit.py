@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hiera_video.models import tokens
@@ -26,7 +27,7 @@ from hiera_video.models.mvit_arguments import (
     MViTTrunkArgs,
     pooling_blocks,
 )
-from hiera_video.models.pooling import PoolingBlock
+from hiera_video.models.pooling import Pool, PoolingBlock
 from hiera_video.models.trunk import Trunk
 
 
@@ -85,6 +86,13 @@ class MViT(PoolingTrunk, Classifier):
 
     def __init__(self, **arguments: Any):
         super().__init__(MViTArgs(**arguments))
+
+    @torch.no_grad()
+    def _init_weights(self, head_init_scale: float, pos_init: str) -> None:
+        super()._init_weights(head_init_scale, pos_init)
+        for module in self.modules():
+            if isinstance(module, Pool) and module.weight is not None:
+                nn.init.trunc_normal_(module.weight, std=0.02)
 
 
 class MViTAutoencoder(PoolingTrunk, MaskedAutoencoder):

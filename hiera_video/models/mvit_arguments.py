@@ -71,7 +71,10 @@ class MViTTrunkArgs(TrunkArgs):
     # the perceptron of the block before it (MViT of 2021, MaskFeat)
 
     def __post_init__(self) -> None:
-        for name, value in switches(self.step).items():
+        decided = switches(self.step)
+        if len(self.input_size) == 2:
+            decided["cls_token"] = False  # as published, that of images
+        for name, value in decided.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if self.kv_stride is None:
@@ -87,11 +90,17 @@ class MViTTrunkArgs(TrunkArgs):
             raise ValueError(f"pool_everywhere={self.pool_everywhere!r}: one of {known}")
         if self.pool_mode == "conv" and not self.pool_overlap:
             raise ValueError("pool_overlap=False is for pool_mode='max'")
-        if not self.kv_pool and (self.pool_everywhere == "qkv" or self.pool_overlap):
+        if not self.kv_pool and (self.pool_everywhere != "none" or self.pool_overlap):
             raise ValueError(
                 "kv_pool=False, attention inside mask units, needs pool_everywhere='none' and "
                 "pool_overlap=False"
             )
+        if self.separate is False and not self.pool_overlap:
+            raise ValueError("separate=False is for kernels that overlap: pool_overlap=True")
+        if not self.use_expand_proj:
+            raise ValueError("use_expand_proj=False is for Hiera")
+        if self.rel_pos and self.abs_win_pos_embed:
+            raise ValueError("abs_win_pos_embed=True needs rel_pos=False: step a and later")
         if self.cls_token and self.in_units:
             raise ValueError("cls_token=True: mask units on their own have none; step a and later")
         if self.rel_pos and self.in_units:
@@ -116,9 +125,8 @@ class MViTTrunkArgs(TrunkArgs):
             raise ValueError(
                 f"kv_stride={stride} must have {len(size)} numbers, like input_size={size}"
             )
-        for n, s in zip(self.box, stride):
-            if self.kv_pool and n % s:
-                raise ValueError(f"kv_stride={stride} does not divide {self.box} tokens")
+        if min(stride) < 1:
+            raise ValueError(f"kv_stride={stride}: all > 0")
 
     @property
     def box(self) -> tuple[int, ...]:
@@ -129,6 +137,11 @@ class MViTTrunkArgs(TrunkArgs):
 @dataclass(frozen=True)
 class MViTArgs(MViTTrunkArgs, HeadArgs):
     """Arguments of the classifier."""
+
+    @property
+    def pools_normed(self) -> bool:
+        """Whether tokens are normed before their mean, as in PySlowFast, and not after it."""
+        return self.step == "mvitv2"
 
 
 @dataclass(frozen=True)
@@ -202,6 +215,11 @@ def pooling_blocks(args: MViTTrunkArgs) -> list[PoolingBlockArgs]:
             )
         rate = args.drop_path_rate * i / max(depth - 1, 1)
         kv = kv_stride if args.kv_pool else none
+        if any(n % s for n, s in zip(box, kv)):
+            raise ValueError(
+                f"kv_stride={tuple(args.kv_stride or ())}: block {i} pools {box} tokens by {kv}, "
+                "which does not come out even"
+            )
         blocks.append(
             PoolingBlockArgs(dim, dim_att, dim_out, heads, box, q_stride, kv, local, rate)
         )

@@ -39,17 +39,21 @@ class Pool(nn.Module):
         kernel: Sequence[int],
         stride: Sequence[int],
         cls_token: bool,
+        overlap: bool,
         zero_pad: bool,
         channels: int | None = None,
     ):
-        """channels: D of a convolution; None: the maximum. zero_pad: what lies outside is zero."""
+        """channels: D of a convolution; None: the maximum. overlap: kernels reach beyond the
+        stride, and the box is padded. zero_pad: with zeros, also for the maximum.
+        """
         super().__init__()
         self.box = tuple(box)
         self.kernel = tuple(kernel)
         self.stride = tuple(stride)
         # As published, also where the stride is so long that kernels do not meet.
-        self.padding = tuple(0 if self.kernel == self.stride else k // 2 for k in self.kernel)
+        self.padding = tuple(k // 2 if overlap else 0 for k in self.kernel)
         self.cls_token = cls_token
+        self.overlap = overlap
         self.zero_pad = zero_pad
         if channels is None:
             self.weight = None
@@ -63,13 +67,9 @@ class Pool(nn.Module):
         x = x[:, int(self.cls_token) :]
         batch, _, channels = x.shape
         x = x.reshape(-1, *self.box, channels)
-        x = self._disjoint_max(x) if self._is_disjoint_max else self._overlapping(x)
+        x = self._overlapping(x) if self.overlap else self._disjoint_max(x)
         x = x.reshape(batch, -1, channels)
         return torch.cat([first, x], dim=1) if self.cls_token else x
-
-    @property
-    def _is_disjoint_max(self) -> bool:
-        return self.weight is None and self.kernel == self.stride
 
     def _disjoint_max(self, x: Tensor) -> Tensor:
         """[R, *box, C] -> [R, *box / stride, C]"""
@@ -134,6 +134,7 @@ class PoolingAttention(nn.Module):
                     kernel=(KERNEL,) * len(stride) if args.pool_overlap else stride,
                     stride=stride,
                     cls_token=self.cls_token,
+                    overlap=bool(args.pool_overlap),
                     zero_pad=args.in_units,
                     channels=width if args.pool_mode == "conv" else None,
                 )
@@ -196,7 +197,7 @@ class PoolingAttention(nn.Module):
         terms = []
         for d, name in enumerate("thw"[-len(self._q_box) :]):
             table = getattr(self, f"rel_pos_{name}")
-            near = table[distances(self._q_box[d], self._k_box[d]).to(table.device)]  # [q, k, D]
+            near = table[distances(self._q_box[d], self._k_box[d], table.device)]  # [q, k, D]
             moved = at.movedim(2 + d, -2)  # this dimension's queries beside their channels
             term = torch.einsum("...qc,qkc->...qk", moved, near.to(q.dtype)).movedim(-2, 2 + d)
             terms.append(F.pad(term.flatten(2, -2), (0, 0, first, 0)))
@@ -240,15 +241,15 @@ def attend_with_terms(q: Tensor, k: Tensor, v: Tensor, terms: Tensor, ones: Tens
     return attend(q, k, F.pad(v, (0, more)))[..., :width]
 
 
-def distances(queries: int, keys: int) -> Tensor:
+def distances(queries: int, keys: int, device: torch.device) -> Tensor:
     """int64 [queries, keys]: rows of a table of relative positions along one dimension.
 
     Both are spread over the same length, in steps of the finer one.
     """
     q_step = max(keys // queries, 1)
     k_step = max(queries // keys, 1)
-    behind = torch.arange(keys) - (keys - 1)
-    return torch.arange(queries)[:, None] * q_step - behind * k_step
+    behind = torch.arange(keys, device=device) - (keys - 1)
+    return torch.arange(queries, device=device)[:, None] * q_step - behind * k_step
 
 
 class PoolingBlock(nn.Module):
@@ -274,6 +275,7 @@ class PoolingBlock(nn.Module):
                 kernel=kernel if args.pool_overlap else block.q_stride,
                 stride=block.q_stride,
                 cls_token=bool(args.cls_token),
+                overlap=bool(args.pool_overlap),
                 zero_pad=args.in_units,
             )
 

@@ -57,8 +57,9 @@ def separate_table(spatial: Tensor, temporal: Tensor) -> Tensor:
 def window_table(whole: Tensor, window: Tensor, grid: Sequence[int]) -> Tensor:
     """[1, C, h, w] of the whole and of a window -> [h w, C] of a grid that windows tile."""
     repeats = [n // m for n, m in zip(grid, window.shape[2:])]
-    spread = F.interpolate(whole, size=tuple(grid), mode="bicubic", antialias=True)
-    return (spread + window.tile(repeats))[0].flatten(1).t()
+    # In float32: a processor has no such kernel of bfloat16.
+    spread = F.interpolate(whole.float(), size=tuple(grid), mode="bicubic", antialias=True)
+    return (spread.to(window.dtype) + window.tile(repeats))[0].flatten(1).t()
 
 
 def sincos_table(places: int, channels: int) -> Tensor:

@@ -8,6 +8,7 @@ official package's (hiera-transformer, hiera.py and hiera_mae.py).
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -108,6 +109,16 @@ def _all() -> dict[str, Published]:
 
 
 PUBLISHED = _all()
+
+
+def pixel_statistics(arguments: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Mean and std of pixels, 0 to 1, with which a model of these arguments is published.
+
+    ImageNet's for images and for VideoMAE, whose positions are not learned; else Kinetics'.
+    """
+    if len(arguments["input_size"]) == 3 and not arguments.get("sincos_pos_embed"):
+        return {"mean": [0.45] * 3, "std": [0.225] * 3}
+    return {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def published(name: str | Path) -> Published | None:

@@ -44,9 +44,10 @@ def fit_to_model(
             )
     kernel = own["patch_embed.proj.weight"]
     if state["patch_embed.proj.weight"].ndim == 4 and kernel.ndim == 5:
+        before = dict(state)
         inflate(state, model)
-        inflated = ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal")
-        done |= dict.fromkeys((name for name in inflated if name in own), "inflated")
+        changed = (name for name, tensor in state.items() if tensor is not before.get(name))
+        done |= dict.fromkeys(changed, "inflated")
     done |= _lengthen_relative(state, own)
     grid = source_grid(state, model, metadata)
     if grid is None:
@@ -105,15 +106,22 @@ def inflate(state: dict[str, Tensor], model: Trunk) -> None:
     frames = model.patch_embed.proj.kernel_size[0]
     kernel = state["patch_embed.proj.weight"]  # [C, 3, kh, kw]
     state["patch_embed.proj.weight"] = (kernel / frames)[:, :, None].repeat(1, 1, frames, 1, 1)
-    if "pos_embed_temporal" not in state and model.positions == "window":
-        channels = len(model.patch_embed.proj.weight)
-        state["pos_embed_temporal"] = torch.zeros(1, model.grid[0], channels)
-    if "pos_embed" in state and model.sep_pos_embed:
+    if model.positions == "window":
+        state["pos_embed_temporal"] = kernel.new_zeros(1, model.grid[0], len(kernel))
+    if "pos_embed" in state and model.positions == "separate":
         table = state.pop("pos_embed")
         state["pos_embed_spatial"] = table
-        state["pos_embed_temporal"] = torch.zeros(
-            1, model.grid[0], table.shape[-1], dtype=table.dtype
-        )
+        state["pos_embed_temporal"] = table.new_zeros(1, model.grid[0], table.shape[-1])
+    elif "pos_embed" in state and model.positions == "joint":
+        state["pos_embed"] = state["pos_embed"].repeat(1, model.grid[0], 1)
+    for name, own in model.state_dict().items():
+        if ".attn.pool_" in name and name in state and state[name].ndim == 4 and own.ndim == 5:
+            # One kernel, in the middle of time.
+            deep = state[name].new_zeros(*state[name].shape[:2], *own.shape[2:])
+            deep[:, :, own.shape[2] // 2] = state[name]
+            state[name] = deep
+        elif name.endswith(".rel_pos_t") and name not in state:
+            state[name] = torch.zeros_like(own)
 
 
 def source_grid(

@@ -102,8 +102,14 @@ def hog(images: Tensor, *, cell: int = HOG_CELL, bins: int = HOG_BINS) -> Tensor
     """Histograms of oriented gradients of every channel: [B, C, H, W] -> [B, C, bins, H/, W/].
 
     Gradients by Sobel's kernels; a pixel counts by their length for the bin of their direction,
-    whose sign is left out; the bins of a cell have unit length. PySlowFast's parameters.
+    whose sign is left out; the bins of a cell have unit length. PySlowFast's parameters. In float32
+    also under autocast.
     """
+    with torch.autocast(images.device.type, enabled=False):
+        return _hog(images, cell, bins)
+
+
+def _hog(images: Tensor, cell: int, bins: int) -> Tensor:
     channels = images.shape[1]
     step = images.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
     kernels = torch.stack([step, step.t()])[:, None].repeat(channels, 1, 1, 1)

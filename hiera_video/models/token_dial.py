@@ -21,6 +21,11 @@ from hiera_video.models.trunk import Trunk
 KEEP_BY = ("random", "motion")
 
 
+def has_dial(name: str) -> bool:
+    """Whether the named model can leave units out. An MViTv2 may see a clip as a whole."""
+    return name.removeprefix("mae_").startswith(("hiera_", "vit_"))
+
+
 @dataclass(frozen=True)
 class TokenDial:
     """share: of the mask units that are computed. by: which ones, `random` or `motion`.

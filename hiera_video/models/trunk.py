@@ -168,14 +168,19 @@ class Trunk(nn.Module):
         """[B, U, L, C] -> the same at the end of every stage, each [B, U, L_stage, C_stage]."""
         return self.encode_with_class(x)[0]
 
-    def encode_with_class(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """As `encode`, and the class token [B, C] at the end."""
+    def encode_with_class(
+        self, x: Tensor, *, last: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As `encode`, or the `last` stage alone, and the class token [B, C] at the end."""
         ends: list[Tensor] = []
+        stage = 0
         x = self._enter(x)
         for i, block in enumerate(self.blocks):
-            x = run_block(block, x, recompute=len(ends) + 1 in self.recompute_stages)
+            x = run_block(block, x, recompute=stage + 1 in self.recompute_stages)
             if i in self.stage_ends:
-                ends.append(self._leave(x, len(ends)))
+                if not last or i == self.stage_ends[-1]:
+                    ends.append(self._leave(x, stage))
+                stage += 1
         return ends, None if self.cls_token is None else x.flatten(1, -2)[:, 0]
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -214,7 +219,7 @@ class Trunk(nn.Module):
 
     def no_weight_decay(self) -> list[str]:
         names = [name for name, _ in self.named_parameters()]
-        return [name for name in names if "pos_embed" in name or name == "cls_token"]
+        return [name for name in names if "pos_embed" in name or "cls_token" in name]
 
     def _position_grids(self) -> dict[str, tuple[int, ...]]:
         """The places of every learned table that has a row of each, by its name."""

@@ -111,7 +111,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
     """Whether it is the state dict of a masked autoencoder."""
-    return any(name.startswith("decoder_blocks.") for name in state)
+    return any(name.startswith(("decoder_", "decoder.")) for name in state)
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:

@@ -6,6 +6,7 @@ of Li et al.; ViT, Table 1 of Dosovitskiy et al.
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +87,10 @@ def list_models() -> list[str]:
     return _names("hiera")
 
 
-def list_all_models() -> list[str]:
-    """All names that `create_model` takes."""
-    return [name for family in FAMILIES for name in _names(family)] + list(PYTORCHVIDEO_MODELS)
+def list_all_models(*, ours: bool = False) -> list[str]:
+    """All names that `create_model` takes; without PyTorchVideo's models, if those are `ours`."""
+    names = [name for family in FAMILIES for name in _names(family)]
+    return names if ours else [*names, *PYTORCHVIDEO_MODELS]
 
 
 def family_of(name: str) -> Family:
@@ -112,6 +114,15 @@ def model_arguments(name: str, **overrides: Any) -> dict[str, Any]:
         # As published (Wei et al., CVPR 2022). The way to Hiera begins with what Hiera has.
         arguments["dim_mul_in_att"] = False
     return {**arguments, **overrides}
+
+
+def encoder_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the classifier whose encoder is the named autoencoder's with these arguments."""
+    known = argument_names(name.removeprefix("mae_"))
+    kept = {key: value for key, value in arguments.items() if key in known}
+    if "separate" in known and arguments.get("masking") == "tokens":
+        kept.setdefault("separate", False)  # it saw the whole grid
+    return kept
 
 
 def create_hiera(name: str, **overrides: Any) -> Hiera:

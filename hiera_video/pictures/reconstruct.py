@@ -60,7 +60,7 @@ def reconstruct(
     the same places are hidden at all times.
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = model.num_units // (model.units[0] if tubes else 1)
+    draws = model.num_tubes if tubes else model.num_units
     noise = torch.rand(1, draws, generator=generator).to(clip.device)
     visible_units = model.draw_visible(noise, mask_ratio)
     keep = torch.zeros(1, model.num_units, dtype=torch.bool, device=clip.device)

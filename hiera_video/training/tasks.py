@@ -122,9 +122,7 @@ def hidden_draws(model: MaskedAutoencoder, config: MAEConfig, seeds: Sequence[in
     """The draws of each clip's seed."""
     generator = torch.Generator()
     patches = model.patch_index.numel()
-    draws = model.num_units
-    if config.mask == "tube":
-        draws //= model.units[0]
+    draws = model.num_tubes if config.mask == "tube" else model.num_units
     units: list[Tensor] = []
     orders: list[Tensor] = []
     phases: list[Tensor] = []

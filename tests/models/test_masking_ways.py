@@ -8,8 +8,9 @@ import pytest
 import torch
 from golden_weights import draw_weights
 
-from hiera_video.models import create_model
+from hiera_video.models import create_model, load_weights
 from hiera_video.models.targets import Target, hog
+from hiera_video.models.zoo import encoder_arguments
 
 SIZES = dict(
     embed_dim=24,
@@ -125,6 +126,21 @@ def test_one_scale_alone():
     one(draws(1, 3, *one.input_size, seed=1), 0.75).loss.backward()
 
 
+def test_the_encoder_of_tokens_is_the_one_that_was_trained():
+    """Of a step that separates by itself: with mask tokens it saw the whole grid."""
+    arguments = dict(SIZES, step="a", masking="tokens")
+    mae = draw_weights(create_model("mae_mvit_v2_base_16x224", **arguments))
+    kept = encoder_arguments("mae_mvit_v2_base_16x224", arguments)
+    encoder = create_model("mvit_v2_base_16x224", **{**kept, "q_pool": 2, "num_classes": 1})
+    load_weights(encoder, mae.state_dict(), strict=False)
+    clip = draws(1, 3, *mae.input_size, seed=1)
+    with torch.no_grad():
+        for actual, expected in zip(
+            encoder.encode(encoder.embed(clip)), mae.encode(mae.embed(clip)), strict=True
+        ):
+            torch.testing.assert_close(actual, expected)
+
+
 # -- tubes
 
 
@@ -197,3 +213,23 @@ def test_frames_of_mae_st_are_spread_to_the_last():
     assert Target("pixel", 16, (2, 16, 16), 3).patches(clip)[0, :, 0].tolist() == list(
         range(0, 16, 2)
     )
+
+
+def test_noise_of_another_width_is_refused():
+    model = autoencoder("b, ViT")
+    with pytest.raises(ValueError, match="noise must have"):
+        model(draws(2, 3, *model.input_size, seed=1), 0.75, noise=torch.rand(2, 7))
+
+
+def test_histograms_are_float32_under_autocast():
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        cells = hog(image)
+    assert cells.dtype == torch.float32 and torch.equal(cells, hog(image))
+
+
+def test_a_vit_with_window_positions_has_a_decoder_that_knows_places():
+    model = create_model(
+        "mae_vit_base_16x224", **VIT, sincos_pos_embed=False, abs_win_pos_embed=True
+    )
+    assert model.decoder_table().shape == (math.prod(model.patch_grid), 32)

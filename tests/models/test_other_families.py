@@ -197,7 +197,8 @@ def test_every_step_takes_one_thing_away(step):
     """A model of each step differs from the one before in what it computes or what it has."""
     after = dict(zip(["mvitv2", "a", "b", "c", "d", "e"], "abcdef"))[step]
     one, two = (create_model("mvit_v2_base_16x224", **HIERARCHY, step=s) for s in (step, after))
-    draw_weights(one), draw_weights(two)
+    draw_weights(one)
+    draw_weights(two)
     shared = one.state_dict()
     two.load_state_dict({k: shared.get(k, v) for k, v in two.state_dict().items()})
     clip = a_clip(*CLIP)
@@ -511,3 +512,66 @@ def test_at_full_size(name):
     (expected * weight).sum().backward()
     (actual * weight).sum().backward()
     assert_same_gradients(ours, theirs)
+
+
+# -- what a review found
+
+
+def test_image_mvit_is_pyslowfasts_layout():
+    """Without a class token, kernels of one frame, norm before the mean."""
+    sizes = dict(SMALL, input_size=(64, 64))
+    model = draw_weights(create_model("mvit_v2_base_224", **sizes)).eval()
+    assert "cls_token" not in model.state_dict()
+    theirs = {
+        name: tensor.unsqueeze(2) if ".attn.pool_" in name else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    fresh = create_model("mvit_v2_base_224", **sizes).eval()
+    assert load_weights(fresh, theirs).share_loaded == 1
+    image = a_clip(64, 64)
+    tokens = model.encode(model.embed(image))[-1]
+    expected = model.head(model.norm(tokens).mean((1, 2)))
+    torch.testing.assert_close(fresh(image), expected)
+
+
+def test_mae_st_classifies_by_the_mean_of_its_places():
+    sizes = dict(VIT, cls_token=True, sep_pos_embed=True, sincos_pos_embed=False)
+    model = draw_weights(create_model("vit_base_16x224", **sizes))
+    ends, token = model.encode_with_class(model.embed(a_clip(4, 64, 64)))
+    expected = model.norm(ends[-1].mean((1, 2)))
+    torch.testing.assert_close(model.features(a_clip(4, 64, 64)), expected)
+    assert token.shape == (2, 48)
+
+
+@pytest.mark.parametrize("step", ["mvitv2", "a", "b"])
+def test_image_weights_are_inflated(step):
+    """A still video then has the image's pooling, in the middle of time."""
+    image = draw_weights(create_model("mvit_v2_base_224", **SMALL, input_size=(64, 64), step=step))
+    video = create_model(
+        "mvit_v2_base_16x224", **SMALL, input_size=(8, 64, 64), step=step, cls_token=False
+    )
+    report = load_weights(video, image.state_dict())
+    assert not report.names("re-initialised") and not report.names("unused")
+    inflated = report.names("inflated")
+    assert "patch_embed.proj.weight" in inflated
+    assert ("blocks.0.attn.pool_q.weight" in inflated) == (step != "b")
+    assert ("blocks.0.attn.rel_pos_t" in inflated) == (step == "mvitv2")
+
+
+def test_two_tensors_of_one_name_do_not_hide_each_other():
+    vit = create_model("vit_base_16x224", **VIT, num_classes=7)
+    state = vit.state_dict()
+    state["fc_norm.weight"] = torch.zeros(48)
+    with pytest.raises(ValueError, match="unused: fc_norm"):
+        load_weights(vit, state)
+    assert vit.norm.weight.count_nonzero() == 48
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.q_bias"):
+        state = vit.state_dict()
+        state["blocks.0.attn.q_bias"] = torch.zeros(48)
+        load_weights(vit, state)
+
+
+@pytest.mark.parametrize("stride", [(1, 0, 0), (1, 7, 7), (1, 14, 14), (8, 8)])
+def test_strides_that_do_not_come_out_even(stride):
+    with pytest.raises(ValueError, match="kv_stride"):
+        create_model("mvit_v2_base_16x224", **SMALL, input_size=(8, 224, 224), kv_stride=stride)

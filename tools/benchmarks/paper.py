@@ -138,10 +138,15 @@ def table1(args: argparse.Namespace) -> dict[str, Any]:
             "clips_per_s": args.batch / min(seconds),
             "share_of_matmul": 2 * macs * args.batch / min(seconds) / args.rate,
             "memory_mib": memory_mib(args, row),
-            "speed_ratio": min(times[yardstick(row)]) / min(seconds),
+            "speed_ratio": ratio(times, yardstick(row), row),
             "paper_ratio": paper_ratio(row, args.size),
         }
     return rows
+
+
+def ratio(times: dict[str, list[float]], beside: str, row: str) -> float | None:
+    """None where a GPU had no room for the other one."""
+    return min(times[beside]) / min(times[row]) if beside in times else None
 
 
 def yardstick(row: str) -> str:
@@ -167,7 +172,7 @@ def masking(args: argparse.Namespace) -> dict[str, Any]:
             dense = next(other for other in WAYS if is_same_network(other, way))
             rows[way] |= {
                 f"{what}_ms": 1e3 * min(seconds),
-                f"{what}_speed_ratio": min(times[dense]) / min(seconds),
+                f"{what}_speed_ratio": ratio(times, dense, way),
                 f"{what}_memory_mib": memory_mib(args, f"{way} / {what}"),
             }
     gc.collect()
@@ -208,8 +213,8 @@ def main(args: argparse.Namespace) -> None:
     }
     rows = (table1 if args.command == "table1" else masking)(args)
     print(", ".join(f"{key} {value}" for key, value in figures.items()))
-    columns = list(next(iter(rows.values())))
-    cells = [[name, *(_cell(row[column]) for column in columns)] for name, row in rows.items()]
+    columns = list(max(rows.values(), key=len))
+    cells = [[name, *(_cell(row.get(column)) for column in columns)] for name, row in rows.items()]
     print_table(cells, ["", *columns])
     write_figures(args.json, {**figures, "rows": rows})
 
