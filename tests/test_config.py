@@ -15,7 +15,7 @@ from hiera_video.config.reference import reference_page
 from hiera_video.config.sections import DECODERS
 from hiera_video.data.decode.readers import OTHERS
 from hiera_video.data.decode.source import SECOND_TRY
-from hiera_video.models.arguments import HieraArgs, MAEArgs
+from hiera_video.models.zoo import FAMILIES
 from hiera_video.system import devices
 from hiera_video.system.errors import UserError
 
@@ -183,7 +183,12 @@ def test_the_reference_page_is_of_this_code():
 
 def test_model_keys_are_the_constructors_arguments():
     of_config = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
-    of_models = {field.name for args in (HieraArgs, MAEArgs) for field in dataclasses.fields(args)}
+    families = [
+        args
+        for family in FAMILIES.values()
+        for args in (family.classifier_args, family.autoencoder_args)
+    ]
+    of_models = {field.name for args in families for field in dataclasses.fields(args)}
     assert of_config == of_models
 
 

@@ -64,7 +64,10 @@ def clips_of(folder, *, timeout_s=1.0, quarantine=None):
     "fault",
     [
         {"on": "read", "match": "1.mp4", "times": 2, "stall_s": 2.5},
-        {"on": "open", "match": "*.mp4", "skip": 1, "times": 2, "stall_s": 2.5},
+        pytest.param(
+            {"on": "open", "match": "*.mp4", "skip": 1, "times": 2, "stall_s": 2.5},
+            marks=pytest.mark.trial,
+        ),
         {"on": "read", "match": "2.mp4", "times": 4, "error": "EIO"},
         {"on": "open", "match": "*.mp4", "times": 3, "error": "ESTALE"},
         {"on": "getattr", "match": "3.mp4", "times": 3, "error": "ESTALE"},

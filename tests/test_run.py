@@ -182,7 +182,7 @@ def test_compiled_and_recomputed_runs_are_the_same_training(tmp_path, finetune):
         start(*finetune("wrong", "train.recompute_stages=[5]"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.trial), 2])
 def test_killed_run_ends_the_same(tmp_path, finetune, workers):
     """Kill -9 between two checkpoints; the same command goes on and ends byte for byte as an
     uninterrupted run.

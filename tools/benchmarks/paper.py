@@ -90,8 +90,8 @@ MASKING = {"encoder": encoder_step, "step": whole_step}
 
 
 def memory_mib(args: argparse.Namespace, row: str) -> float | None:
-    """Of one call in a fresh process; None where the system does not tell."""
-    if not sys.platform.startswith("linux"):
+    """Of one call in a fresh process; None where the system does not tell, or nobody asks."""
+    if not args.memory or not sys.platform.startswith("linux"):
         return None
     command = [sys.executable, str(SCRIPT), args.command, "--size", args.size]
     command += ["--batch", str(args.batch), "--dtype", args.dtype, "--device", args.device]
@@ -196,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="float32")
     add("--device", choices=("cpu", "cuda"), default=default_device)
     add("--whole", action="store_true", help="steps a, b and c also without separate-and-pad")
+    add("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
     add("--memory-of", help=argparse.SUPPRESS)
     return parser
 
