@@ -47,12 +47,16 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def table1_models(size: str, *, whole: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+def table1_models(
+    size: str, *, whole: bool, kv_stride: int
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """name of a row -> (model, arguments)"""
     mvit = f"mvit_v2_{size}_16x224"
-    rows: dict[str, tuple[str, dict[str, Any]]] = {s: (mvit, {"step": s}) for s in STEPS}
+    pools = {"kv_stride": (1, kv_stride, kv_stride)}
+    rows: dict[str, tuple[str, dict[str, Any]]] = {s: (mvit, {"step": s, **pools}) for s in STEPS}
     if whole:
-        rows |= {f"{s}, whole": (mvit, {"step": s, "separate": False}) for s in "abc"}
+        separate = {"separate": False, **pools}
+        rows |= {f"{s}, whole": (mvit, {"step": s, **separate}) for s in "abc"}
     for family in ("vit", "hiera"):
         for other in ("base", size):
             rows[f"{family} {other}"] = (f"{family}_{other}_16x224", {})
@@ -94,6 +98,7 @@ def memory_mib(args: argparse.Namespace, row: str) -> float | None:
     if not args.memory or not sys.platform.startswith("linux"):
         return None
     command = [sys.executable, str(SCRIPT), args.command, "--size", args.size]
+    command += ["--kv-stride", str(args.kv_stride)]
     command += ["--batch", str(args.batch), "--dtype", args.dtype, "--device", args.device]
     done = subprocess.run(
         [*command, "--memory-of", row], capture_output=True, text=True, check=True
@@ -105,7 +110,8 @@ def print_memory(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     clip = torch.randn(args.batch, *CLIP, device=device)
     if args.command == "table1":
-        model = build(*table1_models(args.size, whole=True)[args.memory_of], args.device).eval()
+        rows = table1_models(args.size, whole=True, kv_stride=args.kv_stride)
+        model = build(*rows[args.memory_of], args.device).eval()
         work: Callable[..., None] = forward
     else:
         way, _, what = args.memory_of.rpartition(" / ")
@@ -123,7 +129,7 @@ def masking_model(way: str, args: argparse.Namespace) -> nn.Module:
 def table1(args: argparse.Namespace) -> dict[str, Any]:
     dtype = DTYPES[args.dtype]
     clip = torch.randn(args.batch, *CLIP, device=args.device)
-    named = table1_models(args.size, whole=args.whole)
+    named = table1_models(args.size, whole=args.whole, kv_stride=args.kv_stride)
     models = {row: build(*model, args.device).eval() for row, model in named.items()}
     work = {row: partial(forward, model, clip, dtype) for row, model in models.items()}
     times = take_turns(work, rounds=args.rounds, device=args.device, warm_ups=args.warm_ups)
@@ -196,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="float32")
     add("--device", choices=("cpu", "cuda"), default=default_device)
     add("--whole", action="store_true", help="steps a, b and c also without separate-and-pad")
+    add("--kv-stride", type=int, default=8, help="of keys and values in the first stage")
     add("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
     add("--memory-of", help=argparse.SUPPRESS)
     return parser
