@@ -32,7 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "f": {"kv_pool": False},
 }
 POOL_MODES = ("conv", "max")
-POOL_EVERYWHERE = ("qkv", "kv", "none")
+POOL_EVERYWHERE = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "none": ()}
 KERNEL = 3  # tokens along each dimension, of pooling that overlaps
 
 

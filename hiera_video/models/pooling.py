@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from hiera_video.models.attention import attend
 from hiera_video.models.blocks import NORM_EPS, Mlp, drop_path
 from hiera_video.models.linear import Linear
-from hiera_video.models.mvit_arguments import KERNEL, MViTTrunkArgs, PoolingBlockArgs
+from hiera_video.models.mvit_arguments import (
+    KERNEL,
+    POOL_EVERYWHERE,
+    MViTTrunkArgs,
+    PoolingBlockArgs,
+)
 
 Size = tuple[int, ...]
 
@@ -125,7 +130,7 @@ class PoolingAttention(nn.Module):
         self.qkv = Linear(block.dim, 3 * block.dim_att)
         self.proj = Linear(block.dim_att, block.dim_att)
         width = block.dim_att // block.heads
-        everywhere = args.pool_everywhere or ""
+        everywhere = POOL_EVERYWHERE[args.pool_everywhere or "none"]
         for name, stride in (("q", block.q_stride), ("k", block.kv_stride), ("v", block.kv_stride)):
             pool = norm = None
             if name in everywhere or math.prod(stride) > 1:

@@ -35,19 +35,18 @@ VIT_SIZES: dict[str, dict[str, Any]] = {
     "large": dict(embed_dim=1024, num_heads=16, stages=(24,)),
     "huge": dict(embed_dim=1280, num_heads=16, stages=(32,)),
 }
-HIERARCHY_ON_VIDEO: dict[str, Any] = dict(
-    input_size=(16, 224, 224),
-    num_classes=400,
-    q_stride=(1, 2, 2),
-    mask_unit_size=(1, 8, 8),
-    patch_kernel=(3, 7, 7),
-    patch_stride=(2, 4, 4),
-    patch_padding=(1, 3, 3),
-    sep_pos_embed=True,
-)
 INPUTS: dict[str, dict[str, Any]] = {
     "224": dict(input_size=(224, 224)),
-    "16x224": HIERARCHY_ON_VIDEO,
+    "16x224": dict(
+        input_size=(16, 224, 224),
+        num_classes=400,
+        q_stride=(1, 2, 2),
+        mask_unit_size=(1, 8, 8),
+        patch_kernel=(3, 7, 7),
+        patch_stride=(2, 4, 4),
+        patch_padding=(1, 3, 3),
+        sep_pos_embed=True,
+    ),
 }
 VIT_INPUTS: dict[str, dict[str, Any]] = {
     "224": dict(input_size=(224, 224), cls_token=True),
