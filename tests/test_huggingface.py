@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import FINETUNE, ROOT, SHORT, start
+from other_models import VIDEOMAE
 from safetensors.torch import save_file
 
 import hiera_video
@@ -274,14 +275,7 @@ def test_a_folder_of_another_model(tmp_path):
 
 def test_videomae(tmp_path, shapes):
     """A folder of transformers' VideoMAE: classes, clip format and weights, on a real file."""
-    sizes = dict(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=192,
-        image_size=32,
-        num_frames=4,
-    )
+    sizes = dict(VIDEOMAE, image_size=32)
     names = {0: "cat", 1: "dog", 2: "cow"}
     config = transformers.VideoMAEConfig(**sizes, num_labels=3, id2label=names)
     theirs = saved(transformers.VideoMAEForVideoClassification(config), tmp_path / "classifier")
