@@ -30,6 +30,8 @@ def assert_same_gradients(ours, theirs):
         assert_close(parameter.grad, expected[name], of=scale)
 
 
+# MViT, as it was published in 2021, out of MViTv2's switches.
+OF_2021 = dict(rel_pos=False, residual_pool=False, pool_everywhere="kv", dim_mul_in_att=False)
 VIDEOMAE = dict(  # transformers' config of a small one
     hidden_size=48,
     num_hidden_layers=2,

@@ -4,14 +4,11 @@ import pytest
 import torch
 import torchvision
 from golden_weights import draw_weights
-from other_models import a_clip, assert_close, assert_same_gradients, with_one_eps
+from other_models import OF_2021, a_clip, assert_close, assert_same_gradients, with_one_eps
 
 from hiera_video.commands.count_flops import PAPER
 from hiera_video.models import create_hiera, create_model, load_weights
 from hiera_video.models.flops import count_macs, count_parameters
-
-OF_2021 = dict(rel_pos=False, residual_pool=False, pool_everywhere="kv", dim_mul_in_att=False)
-
 
 # (GMACs, million parameters): the paper's, and of MViTv2-B PySlowFast's on clips of 32 frames.
 PUBLISHED = {name: figures for name, figures in PAPER.items() if not name.startswith("hiera_")}

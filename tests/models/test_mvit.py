@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from golden_weights import draw_weights
-from other_models import SMALL, a_clip, assert_close, assert_same_gradients, with_one_eps
+from other_models import OF_2021, SMALL, a_clip, assert_close, assert_same_gradients, with_one_eps
 from torchvision.models.video.mvit import MSBlockConfig
 
 from hiera_video.models import create_hiera, create_model, load_weights
@@ -59,9 +59,6 @@ def assert_same_mvit(ours, theirs, clip):
 def test_mvit_is_torchvisions():
     ours = create_model("mvit_v2_small_16x224", **SMALL, input_size=(8, 64, 64))
     assert_same_mvit(ours, torchvision_mvit(), a_clip(8, 64, 64))
-
-
-OF_2021 = dict(rel_pos=False, residual_pool=False, pool_everywhere="kv", dim_mul_in_att=False)
 
 
 def test_mvit_of_2021_is_pytorchvideos():
