@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from hiera_video.config import load_config
 from hiera_video.data.decode.readers import open_video
 from hiera_video.data.sampling import sliding_windows
-from hiera_video.data.small_frames import SmallFrames
 from hiera_video.data.transforms import EvalCrops, normalise
 from hiera_video.evaluation import features, layouts
 from hiera_video.evaluation.feature_folder import FeatureFolder
@@ -373,26 +372,6 @@ def test_finished_features_of_other_weights_are_refused(shapes, tmp_path, weight
         with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
             extraction(tmp_path, tmp_path / "out", copy, f"data.root={shapes}")
     assert "done already" in (tmp_path / "out/log.txt").read_text()
-
-
-def test_overlapping_windows_are_decoded_once():
-    asked = []
-
-    def parts(needed):
-        asked.extend(needed.tolist())
-        for some in (needed[:2], needed[2:]):
-            if len(some):
-                shape = (len(some), 2, 2, 3)
-                whole = np.broadcast_to(some[:, None, None, None], shape).astype(np.uint8)
-                yield some.tolist(), whole
-
-    frames = None
-    rng = np.random.default_rng(0)
-    for clip in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
-        frames = SmallFrames(EvalCrops(2, 2, 1), np.array([clip]), rng, parts, frames)
-        (plan,) = frames.plans
-        assert frames.of(plan.shrink, np.array(clip))[:, 0, 0, 0].tolist() == clip
-    assert asked == [0, 2, 4, 6, 8, 20, 22]
 
 
 def test_class_names_are_not_needed(shapes, weights, tmp_path):

@@ -13,11 +13,9 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs/paper").glob("*.yaml"))
 # One of each kind; the others are trials.
 FIRST = {
     "table1_mvitv2",
-    "table1_a",
     "table1_b_mae",
     "table1_f_mae",
     "table3_c_hog",
-    "vit_b_16x4",
     "vit_l_16x4_mae",
 }
 SMALL = [

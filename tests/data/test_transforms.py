@@ -10,6 +10,7 @@ from conftest import ROOT
 from hiera_video import build
 from hiera_video.config import load_config
 from hiera_video.data.format import ClipFormat
+from hiera_video.data.small_frames import SmallFrames
 from hiera_video.data.transforms import (
     EvalCrops,
     TrainCrop,
@@ -157,3 +158,23 @@ def test_a_weight_file_says_how_its_clips_are_made(overrides):
     card = build.build_metadata(config, build.model_spec(config, 8), [])
     stored = json.loads(json.dumps(card))
     assert ClipFormat.from_metadata(stored) == build.clip_format(config)
+
+
+def test_overlapping_windows_are_decoded_once():
+    asked = []
+
+    def parts(needed):
+        asked.extend(needed.tolist())
+        for some in (needed[:2], needed[2:]):
+            if len(some):
+                shape = (len(some), 2, 2, 3)
+                whole = np.broadcast_to(some[:, None, None, None], shape).astype(np.uint8)
+                yield some.tolist(), whole
+
+    frames = None
+    rng = np.random.default_rng(0)
+    for clip in ([0, 2, 4, 6], [2, 4, 6, 8], [8], [20, 22]):
+        frames = SmallFrames(EvalCrops(2, 2, 1), np.array([clip]), rng, parts, frames)
+        (plan,) = frames.plans
+        assert frames.of(plan.shrink, np.array(clip))[:, 0, 0, 0].tolist() == clip
+    assert asked == [0, 2, 4, 6, 8, 20, 22]

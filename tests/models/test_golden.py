@@ -70,8 +70,6 @@ def test_autoencoder(name):
 # logits may differ by 2% of their norm, the masked autoencoder's loss and gradient norms by 0.2%
 # and 5%.
 
-MODES = ["recomputed", "bfloat16", pytest.param("compiled", marks=pytest.mark.trial)]
-
 
 def in_mode(model, mode):
     if mode == "compiled":
@@ -83,8 +81,17 @@ def in_mode(model, mode):
     return torch.autocast("cpu", torch.bfloat16)(model)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", CLASSIFIERS)
+# In bfloat16 the largest takes long where the processor emulates it.
+CLASSIFIER_MODES = [(name, mode) for name in CLASSIFIERS for mode in ("recomputed", "bfloat16")]
+CLASSIFIER_MODES = [
+    pytest.param(*case, marks=pytest.mark.trial)
+    if case == ("hiera_base_16x224", "bfloat16")
+    else case
+    for case in CLASSIFIER_MODES
+] + [pytest.param(name, "compiled", marks=pytest.mark.trial) for name in CLASSIFIERS]
+
+
+@pytest.mark.parametrize(("name", "mode"), CLASSIFIER_MODES)
 def test_classifier_in_mode(name, mode):
     case = MODELS[name]
     logits = (
