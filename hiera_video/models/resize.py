@@ -77,7 +77,7 @@ def _lengthen_relative(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> d
     done = {}
     for name in [name for name in state if ".rel_pos_" in name and name in own]:
         length = len(own[name])
-        if len(state[name]) != length:
+        if state[name].ndim == 2 and len(state[name]) != length:
             table = state[name].float().t()[None]
             state[name] = F.interpolate(table, size=length, mode="linear")[0].t().to(own[name])
             done[name] = "interpolated"
