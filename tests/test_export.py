@@ -14,8 +14,9 @@ from hiera_video.data.transforms import normalise
 from hiera_video.export import formats
 from hiera_video.export.check import compare
 from hiera_video.export.graph import Graph
-from hiera_video.models import create_hiera
+from hiera_video.models import create_hiera, create_model
 from hiera_video.models.onnx_model import OnnxModel
+from hiera_video.training.checkpoint import save_weights
 
 
 @pytest.fixture
@@ -171,6 +172,61 @@ def test_int8(onnx, videos, tmp_path):
     theirs.close()
 
 
+SMALL = {"input_size": [4, 64, 64]}
+VIT = {**SMALL, "embed_dim": 24, "num_heads": 2, "stages": [2]}
+MVIT = {**SMALL, "embed_dim": 24, "num_heads": 1, "stages": [1, 1, 2, 1]}
+SHORT_MVIT = {**MVIT, "stages": [1, 1], "q_pool": 1, "mask_unit_attn": [True, True]}
+TOKENS = {"cls_token": True, "head_pool": "cls"}
+
+
+def weights_of(name, arguments, folder):
+    """A file of them, drawn large enough for every part to matter."""
+    model = create_model(name, **arguments)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=draw) + (0.5 if p.ndim == 1 else 0))
+    file = folder / "weights.safetensors"
+    metadata = {
+        "model": {"name": name, "arguments": arguments},
+        "clips": {"num_frames": 4, "crop_size": 64},
+    }
+    save_weights(file, model.state_dict(), metadata)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "forms"),
+    [
+        ("vit_base_16x224", {**VIT, **TOKENS}, ["pt2"]),
+        ("mvit_v2_small_16x224", SHORT_MVIT, ["pt2"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.trial)
+            for case in (
+                ("vit_base_16x224", VIT, ["pt2", "onnx", "onnx --opset 18", "aoti"]),
+                ("mae_vit_base_16x224", VIT, ["onnx"]),
+                ("mvit_v2_small_16x224", {**MVIT, **TOKENS}, ["onnx", "onnx --opset 18", "aoti"]),
+                ("mae_mvit_v2_small_16x224", {**MVIT, "masking": "tokens"}, ["onnx"]),
+                *(("mvit_v2_small_16x224", {**MVIT, "step": s}, ["pt2", "onnx"]) for s in "adf"),
+            )
+        ),
+    ],
+)
+def test_other_families(name, arguments, forms, tmp_path, capsys):
+    """Written, read again and compared by the command; with maps, as many as there are stages."""
+    from hiera_video.__main__ import main
+
+    weights = weights_of(name, arguments, tmp_path)
+    for form in forms:
+        file = tmp_path / "model.pt2"
+        main(["export", "--weights", str(weights), str(file), "--maps", "--to", *form.split()])
+        assert "8 drawn clips, largest difference" in capsys.readouterr().out
+        if form == "pt2":
+            maps = torch.export.load(file).module()(torch.zeros(3, 3, 4, 64, 64))
+            known = len(arguments["stages"]) + 1 + (not name.startswith("mae_"))
+            assert len(maps) == known and maps[-1].shape[:2] == (3, 2)
+
+
 @pytest.mark.trial
 def test_an_autoencoder_gives_features(shapes, tmp_path, tool, has_onnx):
     start(f"data.root={shapes}", f"output={tmp_path}/run", *SHORT, cfg=PRETRAIN)
@@ -217,6 +273,7 @@ def test_a_difference_is_exit_3_and_replaces_nothing(trained, tmp_path, tool):
 def test_what_cannot_be_exported_is_one_line(trained, tmp_path, tool):
     image = tmp_path / "image.pth"
     torch.save(create_hiera("hiera_tiny_224").state_dict(), image)
+    vit = weights_of("vit_base_16x224", VIT, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("mine")
     for given, words in (
@@ -226,6 +283,7 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, tool):
         (("--weights", trained, "--to", "onnx", tmp_path / "x", "--opset", "9"), "from 18 to 23"),
         (("--weights", trained, "--to", "hf", tmp_path / "mine"), "holds something else"),
         (("--weights", trained, "--to", "hf", image), "holds something else"),
+        (("--weights", vit, "--to", "hf", tmp_path / "x"), "a Hiera that classifies video"),
         (("--weights", trained, "--to", "pt2", tmp_path / "x", "--int8"), "for --to onnx"),
     ):
         assert words in tool("tools/export.py", *given, check=2).stderr

@@ -10,7 +10,8 @@ hf: a folder for transformers, with its own code and a model card:
 others; `hiera-video predict` and `extract-features` read it, too. pt2: torch.export's; aoti:
 compiled for this kind of processor by AOTInductor. These three take `clip`, float [batch, 3, T, S,
 S] and normalised or, with --pixels, uint8, and give `logits`, `features` and, with --maps, `stage1`
-to `stage4` ([batch, t, h, w, C]). Of a masked autoencoder, its encoder's.
+to `stage4` ([batch, t, h, w, C]). Of a masked autoencoder, its encoder's. They take Hiera, MViTv2
+and ViT; hf takes Hiera.
 
 What was written is read again, and real clips (--videos; else drawn ones) go through both: the
 largest difference (relative to the largest value) and the share of equal predictions are printed,
@@ -36,8 +37,8 @@ from hiera_video.export import formats, huggingface
 from hiera_video.export.check import Comparison, compare
 from hiera_video.export.graph import Graph
 from hiera_video.inference import UnnamedModel, VideoModel, load
-from hiera_video.models.hiera import Hiera
 from hiera_video.models.published import LICENCE, published
+from hiera_video.models.trunk import Trunk
 from hiera_video.models.weights import read_weights
 from hiera_video.system.errors import RunStopped, UserError, VideoError
 
@@ -89,8 +90,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{e}: --model") from e
     except ValueError as e:
         raise UserError(str(e)) from e
-    if not isinstance(model.encoder, Hiera) or not model.takes_video:
-        raise UserError(f"{args.weights}: what is exported is a Hiera on video")
+    if not isinstance(model.encoder, Trunk) or not model.takes_video:
+        raise UserError(f"{args.weights}: what is exported is a model on video")
     metadata = {
         **metadata,
         "model": metadata.get("model", {"name": args.model}),

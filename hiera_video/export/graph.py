@@ -12,7 +12,6 @@ from hiera_video.models.attention import attend
 from hiera_video.models.blocks import Attention, max_pool
 
 INPUT = "clip"
-STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 class Graph(nn.Module):
@@ -30,7 +29,8 @@ class Graph(nn.Module):
         super().__init__()
         self.encoder: Any = model.encoder
         logits = ["logits"] if model.is_classifier else []
-        self.names = [*logits, "features", *(STAGES if maps else [])]
+        stages = [f"stage{k}" for k in range(1, len(self.encoder.stage_ends) + 1)]
+        self.names = [*logits, "features", *(stages if maps else [])]
         # Of normalise (data/transforms.py), whose cache an exporter cannot follow.
         shape = (1, -1, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(model.format.mean).view(shape))

@@ -158,7 +158,7 @@ class PoolingAttention(nn.Module):
         """[B, (1 +) U * L, C] -> [B, (1 +) U * L / q_stride, C_att]"""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q = self._pooled(q, "q")
-        rows = len(x)
+        rows = x.shape[0]
         if self.local:
             rows *= x.shape[1] // math.prod(self.box)
         queries = self._heads(q, rows)
@@ -192,7 +192,8 @@ class PoolingAttention(nn.Module):
         terms = self._distance_terms(q)
         # Traces (FLOP counts, torch.export) see the sum as it is written.
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(terms))
+            products = q @ k.mT / math.sqrt(q.shape[-1])
+            return (products + self._bias(terms)).softmax(-1) @ v
         return attend_with_terms(q, k, v, torch.cat(terms, -1), torch.cat(self._ones(k), -1))
 
     def _distance_terms(self, q: Tensor) -> list[Tensor]:

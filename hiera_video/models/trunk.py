@@ -199,7 +199,7 @@ class Trunk(nn.Module):
         token: Tensor = self.cls_token
         if hasattr(self, "pos_embed_class"):
             token = token + self.pos_embed_class
-        return torch.cat([token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return torch.cat([token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
 
     def _pools_before(self, stage: int) -> int:
         """Poolings behind the tokens at the end of `stage`."""

@@ -240,5 +240,8 @@ class FeaturesStage:
         wanted = ["features", *(f"stage{stage}" for stage in self.config.features.stages)]
         missing = [name for name in wanted if name not in model.outputs]
         if missing:
-            raise UserError(f"test.weights: {file} gives no {missing[0]} (export it with --maps)")
+            raise UserError(
+                f"test.weights: {file} gives no {missing[0]}, but {', '.join(model.outputs)} "
+                "(maps: export it with --maps)"
+            )
         return model
