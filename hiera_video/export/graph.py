@@ -27,9 +27,10 @@ class Graph(nn.Module):
 
     def __init__(self, model: VideoModel, *, maps: bool = False, pixels: bool = False):
         super().__init__()
-        self.encoder: Any = model.encoder
+        encoder: Any = model.encoder
+        self.encoder = encoder
         logits = ["logits"] if model.is_classifier else []
-        stages = [f"stage{k}" for k in range(1, len(self.encoder.stage_ends) + 1)]
+        stages = [f"stage{k}" for k in range(1, len(encoder.stage_ends) + 1)]
         self.names = [*logits, "features", *(stages if maps else [])]
         # Of normalise (data/transforms.py), whose cache an exporter cannot follow.
         shape = (1, -1, 1, 1, 1)
