@@ -1,4 +1,4 @@
-"""The models by `torch.hub`: every name of `hiera_video.models.list_models()`.
+"""The models by `torch.hub`: every name of `hiera_video.models.list_all_models(ours=True)`.
 
     model = torch.hub.load("OWNER/hiera_video", "hiera_base_16x224", weights="mae_k400_ft_k400")
 
@@ -11,10 +11,10 @@ from typing import Any as _Any
 
 from torch.nn import Module as _Module
 
-from hiera_video.models import list_models as _list_models
 from hiera_video.models import load_weights as _load_weights
 from hiera_video.models.published import PUBLISHED as _PUBLISHED
 from hiera_video.models.zoo import create_model as _create_model
+from hiera_video.models.zoo import list_all_models as _list_all_models
 
 dependencies = ["torch", "numpy", "safetensors", "tqdm"]
 
@@ -31,4 +31,4 @@ def _entry(name: str) -> _Callable[..., _Module]:
     return build
 
 
-globals().update({name: _entry(name) for name in _list_models()})
+globals().update({name: _entry(name) for name in _list_all_models(ours=True)})

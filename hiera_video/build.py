@@ -38,7 +38,7 @@ from hiera_video.models.weights import (
     load_weights,
     read_weights,
 )
-from hiera_video.models.zoo import create_model, encoder_arguments
+from hiera_video.models.zoo import create_model, encoder_arguments, family_of
 from hiera_video.system.distributed import World
 from hiera_video.system.errors import UserError
 from hiera_video.system.remote import RemoteFiles
@@ -59,6 +59,13 @@ def model_spec(config: Config, num_classes: int | None) -> ModelSpec:
     arguments = {k: v for k, v in dataclasses.asdict(config.model).items() if v is not None}
     name = arguments.pop("name")
     is_baseline = name in PYTORCHVIDEO_MODELS
+    if arguments.get("in_chans", 3) != 3:
+        raise UserError(f"model.in_chans={arguments['in_chans']}: videos are decoded to 3 channels")
+    if not is_baseline:
+        try:
+            family_of(name)
+        except ValueError as e:
+            raise UserError(f"model.name: {e}") from e
     if config.task == "pretrain":
         if is_baseline:
             raise UserError(

@@ -12,8 +12,9 @@ from local_server import BIG
 
 import hiera_video
 from hiera_video.data.lists import read_videos
-from hiera_video.models import create_hiera, create_hiera_mae, list_models, load_weights
+from hiera_video.models import create_hiera, create_hiera_mae, load_weights
 from hiera_video.models.published import PUBLISHED, published
+from hiera_video.models.zoo import list_all_models
 from hiera_video.system import remote
 
 NAME = "hiera_base_16x224.mae_k400_ft_k400"
@@ -191,7 +192,7 @@ def test_torch_hub():
     """Every name, with the constructor's arguments; weights by what comes after the dot."""
     hub = runpy.run_path(str(ROOT / "hubconf.py"))
     names = {name for name, entry in hub.items() if callable(entry) and name[0] != "_"}
-    assert names == set(list_models()) and "safetensors" in hub["dependencies"]
+    assert names == set(list_all_models(ours=True)) and "safetensors" in hub["dependencies"]
     small = dict(embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), num_classes=5)
     model = torch.hub.load(str(ROOT), "hiera_tiny_16x224", source="local", **small)
     assert model.head.projection.out_features == 5

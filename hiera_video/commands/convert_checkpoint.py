@@ -18,7 +18,13 @@ from torch import Tensor
 
 from hiera_video.commands.arguments import make_parser
 from hiera_video.models.published import pixel_statistics
-from hiera_video.models.weights import is_autoencoder, metadata_entry, read_weights
+from hiera_video.models.weights import (
+    classes_of,
+    is_autoencoder,
+    load_weights,
+    metadata_entry,
+    read_weights,
+)
 from hiera_video.models.zoo import create_model, list_models, model_arguments
 from hiera_video.system.errors import UserError
 from hiera_video.system.tensors import save_file
@@ -45,7 +51,10 @@ def main(args: argparse.Namespace) -> None:
         state, metadata = read_weights(args.source)
         state = {name: tensor.contiguous() for name, tensor in state.items()}
         if args.to == "official":
-            if metadata.get("model", {}).get("arguments", {}).get("head_pool", "mean") != "mean":
+            known = metadata.get("model", {})
+            if known.get("name") not in (None, *list_models()):
+                raise UserError(f"{args.source}: {known['name']}: the official layout is Hiera's")
+            if known.get("arguments", {}).get("head_pool", "mean") != "mean":
                 raise UserError(f"{args.source}: the official model has no model.head_pool")
             torch.save({"model_state": state}, args.target)
         else:
@@ -64,7 +73,17 @@ def main(args: argparse.Namespace) -> None:
 
 def describe_published(state: dict[str, Tensor], model: str | None) -> dict[str, Any]:
     """Metadata of a file that has none. Raises ValueError."""
-    name, arguments = (model, model_arguments(model)) if model else find_model(state)
+    if model:
+        name = model
+        count = classes_of(state)
+        arguments = model_arguments(name, **({"num_classes": count} if count else {}))
+        try:
+            with torch.device("meta"):
+                load_weights(create_model(name, **arguments), state)
+        except ValueError as e:
+            raise ValueError(f"--model {name}: {e}") from e
+    else:
+        name, arguments = find_model(state)
     described = {"name": name, "arguments": arguments}
     return {"model": described, **pixel_statistics(arguments), "classes": []}
 

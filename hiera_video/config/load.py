@@ -183,6 +183,8 @@ def _message(error: OmegaConfBaseException) -> str:
     text = str(error).splitlines()[0]
     # OmegaConf leaves its placeholders in this one message.
     text = text.replace("'$VALUE' of type '$VALUE_TYPE'", "in a list")
+    if "is not a ListConfig" in text:
+        text = "a list is needed, such as [1,4,4]"
     return f"{key}: {text}" if key else text
 
 

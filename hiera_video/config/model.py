@@ -15,7 +15,7 @@ class ModelConfig:
     name: str = "hiera_base_16x224"
     # Frames, height, width. Default: data.num_frames, data.crop_size, data.crop_size.
     input_size: list[int] | None = None
-    # Colour channels.
+    # Colour channels: 3, as videos are decoded.
     in_chans: int | None = None
     # Channels of the first stage.
     embed_dim: int | None = None
@@ -84,7 +84,7 @@ class ModelConfig:
     residual_pool: bool | None = None
     # MViTv2: keys and values are pooled (true), or attention stays inside mask units (false).
     kv_pool: bool | None = None
-    # MViTv2: by how much keys and values are pooled in the first stage.
+    # MViTv2: by how much keys and values are pooled in the first stage. Default: [1, 8, 8].
     kv_stride: list[int] | None = None
     # MViTv2: overlapping kernels see one mask unit at a time, padded with zeros.
     separate: bool | None = None
@@ -99,7 +99,8 @@ class ModelConfig:
     # Pretraining: whether the decoder reads earlier stages, too.
     multi_scale: bool | None = None
     # Pretraining: what becomes of hidden units: delete, tokens (learned ones stand for them in the
-    # encoder) or, of MViTv2, separate (deleted, and the others pooled one by one).
+    # encoder) or, of MViTv2, separate (deleted, and the others pooled one by one). Default: delete;
+    # of MViTv2 as published, tokens; of its steps a, b and c, separate.
     masking: str | None = None
     # Pretraining: what is predicted: pixel, pixel_mae_st, pixel_videomae or hog
     # (models/targets.py).

@@ -43,13 +43,13 @@ class TrainConfig:
     parallel: str = "ddp"
     # torch.compile: minutes at the start, faster steps.
     compile: bool = False
-    # Stages (of a Hiera 1 to 4; 5: the decoder) that save memory by computing twice.
+    # Stages (1 to 4, of a ViT 1; 5: the decoder) that save memory by computing twice.
     recompute_stages: tuple[int, ...] = ()
-    # First stages of a Hiera (0 to 4) that are not trained, and the embeddings with them; 0: all is
-    # trained.
+    # First stages (0 to 4; of a ViT 0 or 1) that are not trained, and the embeddings with them; 0:
+    # all is trained.
     freeze_stages: int = 0
-    # Rank of LoRA in the blocks of a Hiera that are not frozen, whose own weights then stay as they
-    # are; 0 is off. Checkpoints hold the merged weights.
+    # Rank of LoRA in the blocks that are not frozen, whose own weights then stay as they are; 0 is
+    # off. Checkpoints hold the merged weights. Not for PyTorchVideo's models.
     lora_rank: int = 0
     # LoRA's product is scaled by lora_alpha / lora_rank.
     lora_alpha: float = 16.0
@@ -197,3 +197,7 @@ class MAEConfig:
         require_share("mae", self, "decoder_keep")
         require_one_of("mae.mask", self.mask, MASKS)
         require_one_of("mae.decoder_keep_by", self.decoder_keep_by, DECODER_KEEP_BY)
+        if self.decoder_keep == 1 and self.decoder_keep_by != DECODER_KEEP_BY[0]:
+            raise UserError(
+                f"mae.decoder_keep_by={self.decoder_keep_by} needs mae.decoder_keep below 1"
+            )

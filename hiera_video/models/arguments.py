@@ -15,6 +15,7 @@ HEAD_POOL = ("mean", "time", "cls", "norm_mean")
 POS_INIT = ("random", "waves")
 MASKING = ("delete", "tokens", "separate")
 TARGETS = ("pixel", "pixel_mae_st", "pixel_videomae", "hog")
+GLOBAL_POS_SIZE = (14, 14)
 # Arguments that have a number for each dimension of the input.
 SIZES = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 
@@ -49,7 +50,7 @@ class TrunkArgs:
     # Position tables that fit every resolution: one of a mask unit, repeated, and one of the whole,
     # interpolated (Bolya et al., ICLR 2024).
     abs_win_pos_embed: bool = False
-    global_pos_size: Sequence[int] = (14, 14)  # places of the latter, (height, width)
+    global_pos_size: Sequence[int] = GLOBAL_POS_SIZE  # places of the latter, (height, width)
     pos_init: str = "random"  # how position tables start: random, as released, or waves
 
     def __post_init__(self) -> None:
@@ -57,6 +58,8 @@ class TrunkArgs:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+            elif "Sequence" in str(field.type) and not isinstance(value, Sequence):
+                raise ValueError(f"{field.name}={value!r} must be a list of numbers")
         self._check_widths()
         self._check_geometry()
 
@@ -98,6 +101,8 @@ class TrunkArgs:
             if len(value) != ndim:
                 size = tuple(self.input_size)
                 raise ValueError(f"{name}={value} must have {ndim} numbers, like input_size={size}")
+            if min(value) < (0 if name == "patch_padding" else 1):
+                raise ValueError(f"{name}={value}: all > 0")
         if len(self.mask_unit_attn) != len(self.stages):
             raise ValueError(
                 f"mask_unit_attn={tuple(self.mask_unit_attn)} needs one entry a stage, "
@@ -113,6 +118,10 @@ class TrunkArgs:
         if len(self.global_pos_size) != 2 or min(self.global_pos_size) < 1:
             size = tuple(self.global_pos_size)
             raise ValueError(f"global_pos_size={size} must be (height, width), both > 0")
+        if not self.abs_win_pos_embed and tuple(self.global_pos_size) != GLOBAL_POS_SIZE:
+            raise ValueError(
+                f"global_pos_size={tuple(self.global_pos_size)} is for abs_win_pos_embed=True"
+            )
         if self.abs_win_pos_embed and self.pos_init != "random":
             raise ValueError("abs_win_pos_embed=True has tables of its own kind: no pos_init")
         if self.sep_pos_embed and ndim != 3:
@@ -158,6 +167,8 @@ class HeadArgs(TrunkArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes={self.num_classes} must not be negative")
         if self.head_pool is None:
             mean = "norm_mean" if self.pools_normed else "mean"
             object.__setattr__(self, "head_pool", "cls" if self.cls_token else mean)
@@ -200,6 +211,11 @@ class DecoderArgs(TrunkArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if min(self.decoder_embed_dim, self.decoder_depth, self.decoder_num_heads) < 1:
+            raise ValueError(
+                f"decoder_embed_dim={self.decoder_embed_dim}, decoder_depth={self.decoder_depth}, "
+                f"decoder_num_heads={self.decoder_num_heads}: all > 0"
+            )
         if self.decoder_embed_dim % self.decoder_num_heads:
             raise ValueError(
                 f"decoder_num_heads={self.decoder_num_heads} must divide "

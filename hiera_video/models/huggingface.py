@@ -100,6 +100,8 @@ def described(folder: Path) -> tuple[dict[str, Any], bool]:
             return _of_official(config), False
     except (KeyError, TypeError, IndexError, AttributeError) as e:
         raise ValueError(f"{folder / CONFIG} lacks something, or it is odd: {e}") from e
+    except ValueError as e:
+        raise ValueError(f"{folder / CONFIG}: {e}") from e
     return {}, False
 
 
@@ -159,7 +161,7 @@ def _of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key, value in wanted.items():
         if config.get(key, value) != value:
-            raise ValueError(f"{CONFIG}: {key}={config[key]} is not computed here, but {value}")
+            raise ValueError(_not_ours(key, config[key], value))
     names = config.get("id2label", {})
     classes = [names[str(k)] for k in range(len(names))]
     arguments = {ARGUMENTS.get(key, key): value for key, value in config.items()}
@@ -169,6 +171,10 @@ def _of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         del model["arguments"]["num_classes"]  # the head tells
     known = [] if is_mae or "LABEL_0" in classes else classes
     return {"model": model, "classes": known}
+
+
+def _not_ours(key: str, value: Any, ours: Any) -> str:
+    return f"a model with {key}={value} is not computed here, only one with {key}={ours}"
 
 
 def _of_videomae(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def _of_videomae(config: Mapping[str, Any]) -> dict[str, Any]:
         }
     for key, value in wanted.items():
         if config.get(key, value) != value:
-            raise ValueError(f"{CONFIG}: {key}={config[key]} is not computed here, but {value}")
+            raise ValueError(_not_ours(key, config[key], value))
     side, frames = config["image_size"], config["num_frames"]
     patch = (config["tubelet_size"], config["patch_size"], config["patch_size"])
     arguments = {

@@ -66,17 +66,12 @@ class MViTTrunkArgs(TrunkArgs):
     kv_pool: bool | None = None  # keys and values are pooled; or attention inside mask units
     cls_token: bool | None = None  # type: ignore[assignment]  # resolved when it is made
     separate: bool | None = None  # overlapping kernels see one padded mask unit at a time
-    kv_stride: Sequence[int] | None = None  # of keys and values in stage 1; default: 8, images 4
+    kv_stride: Sequence[int] | None = None  # in stage 1; default: (1, 8, 8), images (4, 4)
     dim_mul_in_att: bool = True  # channels grow in the attention of a stage's first block, or in
     # the perceptron of the block before it (MViT of 2021, MaskFeat)
 
     def __post_init__(self) -> None:
-        decided = switches(self.step)
-        if len(self.input_size) == 2:
-            decided["cls_token"] = False  # as published, that of images
-        for name, value in decided.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        self._decide_switches()
         if self.kv_stride is None:
             stride = (1, 8, 8) if len(self.input_size) == 3 else (4, 4)
             object.__setattr__(self, "kv_stride", stride)
@@ -108,6 +103,14 @@ class MViTTrunkArgs(TrunkArgs):
                 "rel_pos=True is for the whole grid of tokens: separate=False, masking='tokens'"
             )
         self._check_kv_stride()
+
+    def _decide_switches(self) -> None:
+        decided = switches(self.step)
+        if len(self.input_size) == 2:
+            decided["cls_token"] = False  # as published, that of images
+        for name, value in decided.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def positions(self) -> str:
@@ -152,16 +155,19 @@ class MViTMAEArgs(MViTTrunkArgs, DecoderArgs):
     masking: str | None = None  # type: ignore[assignment]  # default: what the step allows
 
     def __post_init__(self) -> None:
-        given = switches(self.step)
-        overlap = given["pool_overlap"] if self.pool_overlap is None else self.pool_overlap
+        separate = self.separate
+        self._decide_switches()
         if self.masking is None:
-            object.__setattr__(self, "masking", "separate" if overlap else "delete")
-        if self.masking == "delete" and overlap:
+            # Relative positions and a class token are of the whole grid.
+            whole = self.rel_pos or self.cls_token
+            default = "tokens" if whole else "separate" if self.pool_overlap else "delete"
+            object.__setattr__(self, "masking", default)
+        if self.masking == "delete" and self.pool_overlap:
             raise ValueError(
                 "masking='delete': kernels that overlap would see past what is deleted; "
                 "'separate' or 'tokens'"
             )
-        if self.separate is None and overlap:
+        if separate is None and self.pool_overlap:
             object.__setattr__(self, "separate", self.masking == "separate")
         super().__post_init__()
         if self.masking != "tokens" and not self.in_units:

@@ -36,6 +36,7 @@ def fit_to_model(
     done: dict[str, str] = {}
     if "patch_embed.proj.weight" not in state or not isinstance(model, Trunk):
         return done
+    _check_window_positions(state, model)
     for name in (*TABLES, *(f"decoder_{name}" for name in TABLES)):
         is_row_by_row = name not in own or own[name].ndim == 3
         if name in state and is_row_by_row and (state[name].ndim != 3 or len(state[name]) != 1):
@@ -65,6 +66,18 @@ def fit_to_model(
             state[name] = interpolate(state[name], source, target)
             done.setdefault(name, "interpolated")
     return done
+
+
+def _check_window_positions(state: Mapping[str, Tensor], model: Trunk) -> None:
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 4:
+        return
+    size = tuple(table.shape[2:])
+    if model.positions != "window" or tuple(model.args.global_pos_size) != size:
+        raise ValueError(
+            f"its tables are of windows: a model with abs_win_pos_embed=True and "
+            f"global_pos_size={list(size)} takes them"
+        )
 
 
 def _parts(source: Grid, target: Grid) -> tuple[tuple[Grid, Grid], ...]:

@@ -45,6 +45,7 @@ class Trunk(nn.Module):
 
     def __init__(self, args: TrunkArgs):
         super().__init__()
+        self.args = args
         self.input_size = tuple(args.input_size)
         self.in_chans = args.in_chans
         self.patch_stride = tuple(args.patch_stride)

@@ -22,6 +22,7 @@ from hiera_video.models.layouts import our_names
 from hiera_video.models.onnx_model import SUFFIX as ONNX_SUFFIX
 from hiera_video.models.published import nearest, published
 from hiera_video.models.resize import fit_to_model
+from hiera_video.models.untold import computed_otherwise
 from hiera_video.system.files import local
 
 METADATA_KEY = "hiera_video"
@@ -42,6 +43,8 @@ class LoadReport:
     source: str
     outcomes: dict[str, str] = field(default_factory=dict)  # parameter -> one of OUTCOMES
     share_loaded: float = 0.0  # of the model's parameters by number of elements: all CARRIED ones
+    # Argument -> (where the weights were trained, here): another function of the same tensors.
+    otherwise: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def names(self, outcome: str) -> list[str]:
         return [name for name, o in self.outcomes.items() if o == outcome]
@@ -54,6 +57,8 @@ class LoadReport:
         for outcome in OUTCOMES[1:]:
             if count[outcome]:
                 lines.append(f"  {outcome}: {', '.join(_by_module(self.names(outcome)))}")
+        if self.otherwise:
+            lines.append(f"  WARNING: {_trained_with(self.otherwise)}")
         return "\n".join(lines)
 
 
@@ -78,7 +83,8 @@ def weights_file(path: str | Path) -> Path:
             return candidate
     raise ValueError(
         f"no weights at {path}: neither a file, nor a step folder, nor a run folder with "
-        f"checkpoints/latest, nor a published name{nearest(str(path))}"
+        f"checkpoints/latest, nor a Hugging Face folder with model.safetensors (of the hub: "
+        f"hf://OWNER/NAME), nor a published name{nearest(str(path))}"
     )
 
 
@@ -137,8 +143,9 @@ def load_weights(
     weights: a file, step folder, run folder or state dict.
 
     strict: raises ValueError if a tensor stays unused or a parameter is re-initialised; the message
-    lists both. Position tables of another size are interpolated, image weights are inflated to
-    video; both are reported and do not count against `strict`.
+    lists both. Also if the model computes another function of the same tensors, as far as the file
+    tells (untold.py); not strict, the report says so. Position tables of another size are
+    interpolated, image weights are inflated to video; both are reported and do not count.
 
     Not strict: two known pairs are allowed. A masked autoencoder's file in a classifier: its
     decoder stays unused, its `encoder_norm` becomes `norm`. Another class count: the head is
@@ -176,6 +183,9 @@ def load_weights(
         name = metadata.get("model", {}).get("name")
         whose = f"; it is of {name}" if name else ""
         raise ValueError(f"{source} does not fit this model{whose}{wrong}")
+    report.otherwise = computed_otherwise(model, metadata.get("model", {}))
+    if report.otherwise and strict:
+        raise ValueError(f"{source}: {_trained_with(report.otherwise)}")
     broken = [n for n in loaded if not _is_sound(state[n], own[n])]
     if broken:
         names = ", ".join(_by_module(broken))
@@ -216,6 +226,11 @@ def _what_does_not_fit(
     if sizes:
         wrong += f" ({'; '.join(sizes)})"
     return wrong + _nearest(unused, [n for n in reinitialised if n not in mismatched])
+
+
+def _trained_with(otherwise: Mapping[str, tuple[Any, Any]]) -> str:
+    given = ", ".join(f"{name}={was!r}, not {is_!r}" for name, (was, is_) in otherwise.items())
+    return f"trained with {given}: every tensor fits this model, and means something else in it"
 
 
 def _unwrap(state: Any, source: str) -> dict[str, Tensor]:

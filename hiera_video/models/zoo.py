@@ -5,6 +5,7 @@ of Li et al.; ViT, Table 1 of Dosovitskiy et al.
 """
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _parts(name: str) -> tuple[str, str, str]:
             rest = name.removeprefix("mae_").removeprefix(f"{family}_")
             size, _, clip = rest.rpartition("_")
             return family, size, clip
-    raise ValueError(f"there is no model {name!r}; there are {', '.join(list_all_models())}")
+    raise ValueError(f"there is no model {name!r}{_nearest(name, list_all_models())}")
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -187,4 +188,11 @@ def _check_hiera(name: str) -> None:
 def _check_names(model: str, arguments: dict[str, Any], known: list[str]) -> None:
     unknown = sorted(set(arguments) - set(known))
     if unknown:
-        raise ValueError(f"{model} takes no argument {unknown[0]!r}; it takes {', '.join(known)}")
+        near = _nearest(unknown[0], known)
+        raise ValueError(f"{model} takes no argument {unknown[0]!r}{near}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """For a message: what looks meant, or else all that there is."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; the nearest: {', '.join(near)}" if near else f"; there are {', '.join(known)}"

@@ -10,18 +10,20 @@ import tempfile
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from hiera_video import build_training
+from hiera_video import build, build_training
 from hiera_video.config import Config
 from hiera_video.config.sections import DECODERS
 from hiera_video.data.dataset import Key, collate
 from hiera_video.data.decode.readers import missing_decoder
 from hiera_video.data.lists import VideoList
 from hiera_video.data.loading import to_device
+from hiera_video.models.baselines import PYTORCHVIDEO_MODELS
+from hiera_video.models.mvit_arguments import MVITV2, MViTTrunkArgs
 from hiera_video.stages.inputs import read_inputs
 from hiera_video.stages.train import TrainStage
 from hiera_video.system.devices import device_name, exact_float32
@@ -64,6 +66,7 @@ def dry_run(config: Config, *, ranks: int) -> None:
         say("machine", f"{platform.node()}, {os.cpu_count()} CPUs, {describe_device(world)}")
         say("versions", ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "av")))
         say("decoders", ", ".join(f"{d}: {missing_decoder(d) or 'here'}" for d in DECODERS[1:]))
+        describe_steps(config)
         inputs = read_inputs(config)
         if "train" in config.stages:
             stage = TrainStage(config, world, inputs)
@@ -72,6 +75,19 @@ def dry_run(config: Config, *, ranks: int) -> None:
         for key in ("data.test", "features.videos"):
             if key in inputs:
                 say(key, describe_list(inputs[key].videos))
+
+
+def describe_steps(config: Config) -> None:
+    """The model is tried before lists are looked for; of MViTv2, what its step sets."""
+    if config.model.name in PYTORCHVIDEO_MODELS:
+        return
+    with torch.device("meta"):
+        spec = build.model_spec(config, config.model.num_classes)
+        model: Any = build.build_model(spec, seed=config.seed)
+    if isinstance(model.args, MViTTrunkArgs):
+        given = {name: getattr(model.args, name) for name in (*MVITV2, "kv_stride")}
+        values = ", ".join(f"{name} {value}" for name, value in given.items())
+        say("step", f"{model.args.step}: {values}")
 
 
 def describe_training(stage: TrainStage, ranks: int) -> None:

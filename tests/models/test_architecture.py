@@ -101,12 +101,23 @@ def test_maps_are_in_spatial_order():
         (dict(embed_dim=25, num_heads=2), "num_heads"),
         (dict(mask_unit_size=(1, 4, 4)), "mask_unit_size"),
         (dict(q_pool=4), "q_pool=4"),
-        (dict(embed_dims=24), "takes no argument 'embed_dims'"),
+        (dict(embed_dims=24), "takes no argument 'embed_dims'; the nearest: embed_dim"),
+        (dict(patch_stride=(2, 0, 2)), "patch_stride"),
+        (dict(q_stride=2), "q_stride=2 must be a list"),
+        (dict(num_classes=-1), "num_classes=-1"),
+        (dict(global_pos_size=(16, 16)), "is for abs_win_pos_embed"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_hiera("hiera_base_16x224", **arguments)
+
+
+@pytest.mark.parametrize("key", ["decoder_depth", "decoder_num_heads", "decoder_embed_dim"])
+@pytest.mark.parametrize("value", [0, -96])
+def test_a_decoder_has_blocks_heads_and_channels(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        create_hiera_mae("mae_hiera_base_16x224", **{key: value})
 
 
 def test_wrong_clip_and_wrong_name_are_refused():
