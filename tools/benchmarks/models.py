@@ -30,6 +30,7 @@ from benchmarks.shared import SIZES, describe, make_parser, print_table, write_f
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 from hiera_video.models import create_hiera, create_hiera_mae, create_model
 from hiera_video.models.flops import count_macs
@@ -142,14 +143,15 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Seconds of every round, after warm-ups. What a GPU has no room for is left out."""
     times: dict[str, list[float]] = {}
-    for name, work in contenders.items():
+    shown = sys.stderr.isatty()
+    for name, work in tqdm(contenders.items(), desc="warm-up", disable=not shown):
         try:
             for _ in range(warm_ups):
                 timed(work, device)
             times[name] = []
         except torch.OutOfMemoryError:
             print(f"{name}: out of memory")
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), unit="rounds", disable=not shown):
         for name in times:
             times[name].append(timed(contenders[name], device))
     return times
