@@ -382,3 +382,20 @@ def test_what_the_official_code_cannot_load_is_not_written(tmp_path, tool):
     save_weights(tmp_path / "model.safetensors", model.state_dict(), card)
     command = ["tools/convert_checkpoint.py", str(tmp_path), str(tmp_path / "o.pth")]
     assert "head_pool" in tool(*command, "--to", "official", check=2).stderr
+    save_weights(
+        tmp_path / "model.safetensors", model.state_dict(), {"model": {"name": "vit_base_224"}}
+    )
+    assert "layout is Hiera's" in tool(*command, "--to", "official", check=2).stderr
+    assert not (tmp_path / "o.pth").exists()
+
+
+def test_a_named_model_that_is_another_one_is_not_written(tmp_path, tool):
+    torch.save(create_hiera("hiera_tiny_224").state_dict(), tmp_path / "a.pth")
+    command = ["tools/convert_checkpoint.py", tmp_path / "a.pth", tmp_path / "b.safetensors"]
+    command += ["--to", "native", "--model"]
+    assert "--model hiera_small_224: " in tool(*command, "hiera_small_224", check=2).stderr
+    assert not (tmp_path / "b.safetensors").exists()
+    tool(*command, "hiera_tiny_224")
+    assert (
+        load_weights(create_hiera("hiera_tiny_224"), tmp_path / "b.safetensors").share_loaded == 1
+    )
