@@ -101,8 +101,9 @@ class TrunkArgs:
             if len(value) != ndim:
                 size = tuple(self.input_size)
                 raise ValueError(f"{name}={value} must have {ndim} numbers, like input_size={size}")
-            if min(value) < (0 if name == "patch_padding" else 1):
-                raise ValueError(f"{name}={value}: all > 0")
+            least = 0 if name == "patch_padding" else 1
+            if min(value) < least:
+                raise ValueError(f"{name}={value}: none below {least}")
         if len(self.mask_unit_attn) != len(self.stages):
             raise ValueError(
                 f"mask_unit_attn={tuple(self.mask_unit_attn)} needs one entry a stage, "

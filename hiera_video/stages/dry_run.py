@@ -66,7 +66,7 @@ def dry_run(config: Config, *, ranks: int) -> None:
         say("machine", f"{platform.node()}, {os.cpu_count()} CPUs, {describe_device(world)}")
         say("versions", ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "av")))
         say("decoders", ", ".join(f"{d}: {missing_decoder(d) or 'here'}" for d in DECODERS[1:]))
-        describe_steps(config)
+        describe_model(config)
         inputs = read_inputs(config)
         if "train" in config.stages:
             stage = TrainStage(config, world, inputs)
@@ -77,7 +77,7 @@ def dry_run(config: Config, *, ranks: int) -> None:
                 say(key, describe_list(inputs[key].videos))
 
 
-def describe_steps(config: Config) -> None:
+def describe_model(config: Config) -> None:
     """The model is tried before lists are looked for; of MViTv2, what its step sets."""
     if config.model.name in PYTORCHVIDEO_MODELS:
         return

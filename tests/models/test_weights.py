@@ -396,6 +396,4 @@ def test_a_named_model_that_is_another_one_is_not_written(tmp_path, tool):
     assert "--model hiera_small_224: " in tool(*command, "hiera_small_224", check=2).stderr
     assert not (tmp_path / "b.safetensors").exists()
     tool(*command, "hiera_tiny_224")
-    assert (
-        load_weights(create_hiera("hiera_tiny_224"), tmp_path / "b.safetensors").share_loaded == 1
-    )
+    load_weights(create_hiera("hiera_tiny_224"), tmp_path / "b.safetensors")
